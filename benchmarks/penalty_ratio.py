@@ -1,0 +1,135 @@
+"""Print how much faster a gradient penalty runs than in PyTorch, at equal precision and layout.
+
+    python benchmarks/penalty_ratio.py [--rounds 15] [--compile] [--json FILE]
+
+Medians of process time over interleaved rounds, one thread. The baseline is eager PyTorch with
+LeakyReLU in place; `--compile` adds PyTorch's private way to compile a whole penalty
+(torch._dynamo.config.trace_autograd_ops).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from critics import CRITICS, pair, penalty, penalty_step
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def interleaved_medians(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median process time of each step in milliseconds; the steps take turns in every round."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():  # warm-up: caches, oneDNN primitives, compilation
+        step(), step()
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            times[name].append(1e3 * (time.process_time() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def compiled_penalty_step(critic: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """The whole penalty compiled; it needs the images to require a gradient from outside."""
+    torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]
+
+    def whole(images: torch.Tensor) -> torch.Tensor:
+        (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+        return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+
+    compiled = torch.compile(whole)
+
+    def step() -> None:
+        critic.zero_grad()
+        compiled(images.detach().requires_grad_()).backward()
+
+    return step
+
+
+def largest_difference(
+    eager: torch.nn.Module, fused: torch.nn.Module, images: torch.Tensor
+) -> float:
+    """The largest relative difference between the two penalties' weight gradients."""
+    differences = []
+    gradients = []
+    for critic in (eager, fused):
+        weights = [p for p in critic.parameters() if p.dim() > 1]
+        gradients.append(torch.autograd.grad(penalty(critic, images), weights))
+    for ours, theirs in zip(*gradients, strict=True):
+        differences.append(((ours - theirs).float().norm() / theirs.float().norm()).item())
+    return max(differences)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--critic", choices=CRITICS, action="append")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    rows = []
+    for name in options.critic or CRITICS:
+        for dtype_name, dtype in DTYPES.items():
+            for layout_name, layout in LAYOUTS.items():
+                eager, fused, images = pair(name, dtype, layout)
+                steps: dict[str, Callable[[], object]] = {
+                    "eager": lambda eager=eager, images=images: penalty_step(eager, images),
+                    "fastgen": lambda fused=fused, images=images: penalty_step(fused, images),
+                }
+                if options.compile:
+                    steps["compiled"] = compiled_penalty_step(pair(name, dtype, layout)[0], images)
+                medians = interleaved_medians(steps, options.rounds)
+                row = {
+                    "critic": name,
+                    "dtype": dtype_name,
+                    "layout": layout_name,
+                    **{f"{step}_ms": round(value, 2) for step, value in medians.items()},
+                    "ratio": round(medians["eager"] / medians["fastgen"], 3),
+                    "weight_gradient_difference": largest_difference(eager, fused, images),
+                }
+                rows.append(row)
+                print(
+                    "  ".join(
+                        f"{key} {value:.3g}" if isinstance(value, float) else str(value)
+                        for key, value in row.items()
+                    ),
+                    flush=True,
+                )
+
+    if options.json:
+        machine = {
+            "processor": _processor(),
+            "threads": 1,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        options.json.write_text(
+            json.dumps({"machine": machine, "rounds": options.rounds, "rows": rows}, indent=1)
+            + "\n"
+        )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""A linear layer with its leaky ReLU fused in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.ops import bias_leaky_relu, checks
+
+from .conversion import share, slope_of, with_activation
+
+
+class LinearLeakyReLU(nn.Linear):
+    r"""leaky_relu(x W^T + b): :class:`torch.nn.Linear` with the activation inside.
+
+    The product is PyTorch's; bias and activation are :func:`fastgen.ops.bias_leaky_relu`, which
+    saves the output alone. Takes the arguments of :class:`torch.nn.Linear` and has its state_dict
+    keys. Input of shape (*, in_features), output (*, out_features); gradients of any order.
+
+    Args:
+        negative_slope: in [0, 1]; 0 is ReLU, 1 is no activation (then it is exactly
+            :class:`torch.nn.Linear`).
+    """
+
+    def __init__(self, *args: Any, negative_slope: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.negative_slope = checks.slope(negative_slope)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.negative_slope == 1:
+            return super().forward(input)
+        product = F.linear(input, self.weight)
+        bias = None if self.bias is None else self.bias.to(product.dtype)
+        rows = product.reshape(-1, self.out_features)
+        return bias_leaky_relu(rows, bias, self.negative_slope).view(product.shape)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, negative_slope={self.negative_slope:g}"
+
+    @classmethod
+    def from_torch(cls, linear: nn.Linear, activation: nn.Module | None = None) -> LinearLeakyReLU:
+        """The layer for `linear` followed by `activation` (LeakyReLU, ReLU or None); it shares
+        linear's parameters.
+        """
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            device="meta",
+            negative_slope=slope_of(activation),
+        )
+        share(linear, layer)
+        return layer
+
+    def to_torch(self) -> nn.Module:
+        """The same function in torch.nn layers, sharing the parameters: Sequential(Linear,
+        activation), or Linear alone at slope 1.
+        """
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta"
+        )
+        share(self, linear)
+        return with_activation(linear, self.negative_slope)

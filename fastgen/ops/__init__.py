@@ -1,0 +1,24 @@
+"""The operations: fused, differentiable to any order, on every backend that is there.
+
+Each has a twin of the same name in `fastgen.ops.reference`, a plain composition of PyTorch
+functions.
+"""
+
+from . import reference, torch_kernels
+from .backend import BackendUnavailable
+from .bias_leaky_relu import bias_leaky_relu
+from .conv2d_bias_leaky_relu import conv2d_bias_leaky_relu
+from .conv_transpose2d_bias_leaky_relu import conv_transpose2d_bias_leaky_relu
+from .reparameterize import reparameterize, reparameterize_kl
+
+__all__ = [
+    "BackendUnavailable",
+    "bias_leaky_relu",
+    "conv2d_bias_leaky_relu",
+    "conv_transpose2d_bias_leaky_relu",
+    "reference",
+    "reparameterize",
+    "reparameterize_kl",
+]
+
+del torch_kernels  # imported to enter its kernels

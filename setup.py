@@ -1,0 +1,5 @@
+"""Build entry point: everything is declared in pyproject.toml; compiled kernels will hook in here."""
+
+from setuptools import setup
+
+setup()

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastgen.nn import (
+    BiasLeakyReLU,
+    ConvLeakyReLU2d,
+    ConvTransposeLeakyReLU2d,
+    LinearLeakyReLU,
+    Reparameterize,
+)
+
+ACTIVATIONS = [nn.LeakyReLU(0.2), nn.LeakyReLU(0.01), nn.ReLU(), None]
+CONVOLUTIONS = [
+    nn.Conv2d(3, 6, 3, padding=1),
+    nn.Conv2d(3, 6, 4, 2, 1, bias=False),
+    nn.Conv2d(3, 6, 3, padding="same", dilation=2),
+    nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"),
+    nn.Conv2d(3, 6, (3, 2), padding=(1, 0), padding_mode="circular", groups=3),
+]
+TRANSPOSED = [
+    nn.ConvTranspose2d(3, 6, 4, 2, 1),
+    nn.ConvTranspose2d(3, 6, 3, 2, 1, output_padding=1, groups=3, bias=False),
+    nn.ConvTranspose2d(3, 3, 3, 1, 1, dilation=2),
+]
+PAIRS = [
+    *((ConvLeakyReLU2d, conv, (2, 3, 9, 8)) for conv in CONVOLUTIONS),
+    *((ConvTransposeLeakyReLU2d, conv, (2, 3, 5, 4)) for conv in TRANSPOSED),
+    (LinearLeakyReLU, nn.Linear(7, 5), (4, 7)),
+    (LinearLeakyReLU, nn.Linear(7, 5, bias=False), (2, 3, 7)),
+]
+
+
+def sequence(layer, activation):
+    return nn.Sequential(layer) if activation is None else nn.Sequential(layer, activation)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "layer", "shape"), PAIRS, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_from_torch_computes_the_same_to_the_second_order(kind, layer, shape, activation):
+    fused = kind.from_torch(layer, activation)
+    plain = sequence(layer, activation)
+    assert fused.weight is layer.weight
+    x = torch.randn(shape, requires_grad=True)
+
+    def derivatives(network):
+        y = network(x)
+        (g,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
+        (w,) = torch.autograd.grad(g.square().sum(), layer.weight)
+        return y, g, w
+
+    for ours, theirs in zip(derivatives(fused), derivatives(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "shape"), PAIRS, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_checkpoints_go_both_ways(kind, layer, shape):
+    fused = kind.from_torch(layer, nn.LeakyReLU(0.2))
+    assert isinstance(fused, type(layer))
+    assert list(fused.state_dict()) == list(layer.state_dict())
+    back = fused.to_torch()
+    assert type(back[0]) is type(layer)
+    assert back[1].negative_slope == 0.2
+    x = torch.randn(shape)
+    torch.testing.assert_close(back(x), fused(x), rtol=1e-4, atol=1e-5)
+    linear = kind.from_torch(layer).to_torch()
+    assert type(linear) is type(layer)
+    linear.load_state_dict(fused.state_dict())
+
+
+def test_constructors_take_the_parents_arguments():
+    layer = ConvLeakyReLU2d(3, 8, 4, 2, 1, bias=False, dtype=torch.float64, negative_slope=0.1)
+    assert layer.weight.dtype == torch.float64
+    assert "negative_slope=0.1" in repr(layer)
+    assert layer.negative_slope == 0.1
+    assert ConvLeakyReLU2d(3, 8, 4).negative_slope == 0.2
+    with pytest.raises(ValueError, match="negative_slope must lie in"):
+        ConvLeakyReLU2d(3, 8, 4, negative_slope=2)
+
+
+def test_output_size_of_a_transposed_convolution_is_honored():
+    layer = ConvTransposeLeakyReLU2d(3, 4, 3, stride=2, padding=1)
+    assert layer(torch.randn(1, 3, 5, 5), output_size=[10, 10]).shape == (1, 4, 10, 10)
+
+
+def test_an_activation_without_a_slope_is_refused():
+    with pytest.raises(
+        TypeError, match=r"activation must be nn.LeakyReLU, nn.ReLU or None \(got Tanh\)"
+    ):
+        ConvLeakyReLU2d.from_torch(CONVOLUTIONS[0], nn.Tanh())
+
+
+def test_spectral_norm_and_pickling_by_state_dict_work():
+    layer = torch.nn.utils.parametrizations.spectral_norm(ConvLeakyReLU2d(3, 4, 3))
+    for _ in range(30):
+        layer(torch.randn(1, 3, 5, 5))
+    assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-2)
+
+
+def test_bias_leaky_relu_starts_as_leaky_relu_and_learns_its_bias():
+    layer = BiasLeakyReLU(3)
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(layer(x), nn.functional.leaky_relu(x, 0.2))
+    layer(x).sum().backward()
+    assert layer.bias.grad.shape == (3,)
+
+
+def test_reparameterize_draws_in_training_and_returns_the_mean_in_evaluation():
+    layer = Reparameterize()
+    mu, logvar = torch.randn(4, 3), torch.zeros(4, 3)
+    assert not torch.equal(layer(mu, logvar), mu)
+    assert torch.equal(layer.eval()(mu, logvar), mu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_under_autocast_follows_pytorch(dtype):
+    layer, x = LinearLeakyReLU(4, 3), torch.randn(2, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        assert layer(x).dtype == nn.Linear(4, 3)(x).dtype == dtype

@@ -1,0 +1,68 @@
+"""The accuracy rule: at most twice PyTorch's own error in the same dtype, plus one rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Tensor]
+
+
+def derivatives(function: Function, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Output, first gradients and second gradients of a function of several tensors.
+
+    The second ones are those of a penalty-like scalar: the sum of the squared first gradients,
+    plus the output's own sum of cubes, so that both the tangent pass and the forward graph take
+    part.
+    """
+    inputs = [
+        t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors
+    ]
+    output = function(*inputs)
+    first = torch.autograd.grad(output.pow(2).sum() / 2, inputs, create_graph=True)
+    scalar = sum(g.pow(2).sum() for g in first)
+    second = torch.autograd.grad(scalar, inputs, allow_unused=True)
+    zeros = [torch.zeros_like(t) if g is None else g for g, t in zip(second, inputs, strict=True)]
+    return [t.detach() for t in (output, *first, *zeros)]
+
+
+def root_mean_square(error: Tensor) -> Tensor:
+    return error.square().mean().sqrt()
+
+
+def _rounded_once(tensor: Tensor, rounding: float) -> Tensor:
+    noise = torch.rand(
+        tensor.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    return tensor.double() * (1 + rounding * (2 * noise - 1))
+
+
+def assert_as_accurate_as_torch(
+    ours: Function, theirs: Function, tensors: Sequence[Tensor]
+) -> None:
+    """Compare both with `theirs` in float64, through the second order.
+
+    Errors are root mean squares: the largest of a few rounding errors is a matter of luck, up to
+        4x between two right ways to add the same numbers. One rounding is what the exact result
+        moves when every input is rounded
+    once more, plus a rounding of the result itself: where terms cancel, PyTorch's own error can be
+        0 by luck.
+    """
+    exact = derivatives(theirs, [t.double() for t in tensors])
+    results = derivatives(ours, tensors)
+    baseline = derivatives(theirs, tensors)
+    rounding = torch.finfo(tensors[0].dtype).eps
+    rounded = derivatives(theirs, [_rounded_once(t, rounding) for t in tensors])
+    for position, (truth, ours_value, theirs_value, moved) in enumerate(
+        zip(exact, results, baseline, rounded, strict=True)
+    ):
+        assert ours_value.shape == truth.shape
+        assert ours_value.dtype == theirs_value.dtype
+        if truth.numel() == 0:
+            continue
+        error = root_mean_square(ours_value.double() - truth)
+        one_rounding = root_mean_square(moved - truth) + rounding * truth.abs().max()
+        allowed = 2 * root_mean_square(theirs_value.double() - truth) + one_rounding
+        assert error <= allowed, f"result {position}: off by {error:.3e}, allowed {allowed:.3e}"
