@@ -1,0 +1,31 @@
+"""What the GAN and the Wasserstein GAN share: a generator that somebody judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .base import GenerativeModel
+from .scores import at_least_float32
+
+
+class AdversarialModel(GenerativeModel):
+    """Holds the generator; its average over the training makes the better pictures."""
+
+    averaged: ClassVar[tuple[str, ...]] = ("generator",)
+
+    def __init__(self, generator: nn.Module, latent_dim: int | Sequence[int]) -> None:
+        super().__init__(latent_dim)
+        self.generator = generator
+
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z), float32 or wider; differentiable."""
+        return at_least_float32(self.generator(z))
+
+    def fake(self, z: Tensor) -> Tensor:
+        """G(z) as data: no gradient reaches the generator."""
+        with torch.no_grad():
+            return self.decode(z).detach()

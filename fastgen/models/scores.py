@@ -1,0 +1,53 @@
+"""What a discriminator or critic says about images, and how that changes with the images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if its dtype is narrower (networks under autocast), else as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def scores(network: nn.Module, images: Tensor) -> Tensor:
+    """One number per image, shape (N,), float32 or wider.
+
+    Raises:
+        ValueError: the network returned anything but shape (N,), (N, 1) or (N, 1, 1, 1).
+    """
+    answer: Tensor = network(images)
+    n = len(images)
+    if answer.shape not in ((n,), (n, 1), (n, 1, 1, 1)):
+        raise ValueError(
+            f"{type(network).__name__} must return one number per image, of shape "
+            f"(N,), (N, 1) or (N, 1, 1, 1) with N = {n} "
+            f"(got {tuple(answer.shape)} for images of shape {tuple(images.shape)})"
+        )
+    return at_least_float32(answer).reshape(n)
+
+
+def input_gradient(scores: Tensor, images: Tensor) -> Tensor:
+    """The gradient of each image's score with respect to that image, float32 or wider.
+
+    It keeps its own graph, so it can be penalized; no weight's gradient is computed for it.
+    `scores` must come from `images`, which require a gradient; images that do not matter to their
+    score have gradient 0.
+    """
+    (gradient,) = torch.autograd.grad(
+        scores.sum(), images, create_graph=True, materialize_grads=True
+    )
+    return at_least_float32(gradient)
+
+
+def norms(gradient: Tensor) -> Tensor:
+    """The length of every sample's gradient, shape (N,); its derivative at 0 is 0, not NaN."""
+    columns = gradient.unsqueeze(-1)  # samples may be scalars; this gives them an axis to sum over
+    lengths: Tensor = torch.linalg.vector_norm(columns, dim=tuple(range(1, columns.dim())))
+    return lengths
+
+
+def zero_centered_penalty(gamma: float, scores: Tensor, images: Tensor) -> Tensor:
+    """gamma / 2 * mean |grad score(x_i)|^2 over the images the scores came from."""
+    return gamma / 2 * input_gradient(scores, images).square().sum() / len(images)
