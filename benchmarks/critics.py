@@ -5,6 +5,7 @@ fastgen's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,10 +36,12 @@ CRITICS = {
 }
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
 def build(name: str, *, fused: bool) -> nn.Sequential:
-    """The critic from fastgen's layers, or from torch.nn's with LeakyReLU in place (the honest
-    baseline).
-    """
+    """The critic from fastgen's layers, or from torch.nn's with LeakyReLU in place."""
     critic = CRITICS[name]
     layers: list[nn.Module] = []
     channels = 3
@@ -71,12 +74,28 @@ def pair(
 
 def penalty(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """The gradient penalty mean (|grad f(x)| - 1)^2, ready for a backward."""
-    images = images.detach().requires_grad_()
+    return _penalty_at(critic, images.detach().requires_grad_())
+
+
+def _penalty_at(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
-    return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+    return (gradient.float().square().sum((1, 2, 3)).sqrt() - 1).square().mean()
 
 
 def penalty_step(critic: nn.Module, images: Tensor) -> None:
     """Penalty and backward: the gradients end up in the parameters."""
     critic.zero_grad()
     penalty(critic, images).backward()
+
+
+def compiled_penalty_step(critic: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """The whole penalty compiled; it needs the images to require a gradient from outside."""
+    torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]
+
+    compiled = torch.compile(partial(_penalty_at, critic))
+
+    def step() -> None:
+        critic.zero_grad()
+        compiled(images.detach().requires_grad_()).backward()
+
+    return step

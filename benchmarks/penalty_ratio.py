@@ -18,10 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from critics import CRITICS, pair, penalty, penalty_step
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+from critics import (
+    CRITICS,
+    DTYPES,
+    LAYOUTS,
+    compiled_penalty_step,
+    pair,
+    penalty,
+    penalty_step,
+)
 
 
 def interleaved_medians(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -35,23 +40,6 @@ def interleaved_medians(steps: dict[str, Callable[[], object]], rounds: int) -> 
             step()
             times[name].append(1e3 * (time.process_time() - start))
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def compiled_penalty_step(critic: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """The whole penalty compiled; it needs the images to require a gradient from outside."""
-    torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]
-
-    def whole(images: torch.Tensor) -> torch.Tensor:
-        (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
-        return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
-
-    compiled = torch.compile(whole)
-
-    def step() -> None:
-        critic.zero_grad()
-        compiled(images.detach().requires_grad_()).backward()
-
-    return step
 
 
 def largest_difference(
