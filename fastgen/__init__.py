@@ -4,13 +4,46 @@
     fastgen.nn        layers over them, drop-in for those of torch.nn
     fastgen.models    classifier, GAN, Wasserstein GAN, autoencoder, VAE
     fastgen.data, fastgen.metrics, fastgen.training
-                      image sources, distances, the trainer; imported when used
+                      image sources, distances, the trainer
 
-`import fastgen` imports torch and nothing else that is heavy.
+Each room is imported when its name is first used, so `import fastgen` costs nothing and the command
+line can set up its process before torch starts.
 """
 
-from . import models, nn, ops
-from .ops.backend import BackendUnavailable, backend
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .version import __version__
 
-__all__ = ["BackendUnavailable", "__version__", "backend", "models", "nn", "ops"]
+if TYPE_CHECKING:
+    from . import data, metrics, models, nn, ops, training
+    from .ops.backend import BackendUnavailable, backend
+
+ROOMS = ("data", "metrics", "models", "nn", "ops", "training")
+NAMES = {"BackendUnavailable": ".ops.backend", "backend": ".ops.backend"}
+
+__all__ = [
+    "BackendUnavailable",
+    "__version__",
+    "backend",
+    "data",
+    "metrics",
+    "models",
+    "nn",
+    "ops",
+    "training",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in ROOMS:
+        return import_module(f".{name}", __name__)
+    if name in NAMES:
+        return getattr(import_module(NAMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
