@@ -1,0 +1,447 @@
+"""The command line: train, sample, evaluate, info.
+
+Commands import torch when they run, and every failure that a user can mend is one line on standard
+error: exit code 2 for wrong input, 1 for what went wrong on the way, 130 and 143 for Ctrl-C and
+SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastgen.training.config import (
+    COMMON,
+    GAN_LOSSES,
+    GAN_PENALTIES,
+    RECIPES,
+    WGAN_REGULARIZERS,
+    ConfigError,
+    build_model,
+    resolve,
+    term_forms,
+    with_data,
+)
+from fastgen.training.run_folder import RunFolder, next_run
+from fastgen.training.text import columns
+
+app = typer.Typer(
+    name="fastgen",
+    help="Train convolutional generative models on images, look at what they draw, measure them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RUNS = Path("runs")
+OUTPUT_DEFAULTS = {"device": "auto", "sample_every": 250, "checkpoint_every": 250}
+
+
+def main() -> None:
+    """The entry point of the command `fastgen`."""
+    app()
+
+
+def _defaults(option: str) -> str:
+    """What an option is when it is not given, for --help; one value, or one for each model."""
+    values = {name: recipe.defaults.get(option) for name, recipe in RECIPES.items()}
+    shown = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    same = len(set(values.values())) == 1
+    return f"[dim]\\[default: {values['gan'] if same else shown}][/dim]"
+
+
+def _option(panel: str, *names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
+
+
+_of_model = partial(_option, "Model")
+_of_training = partial(_option, "Training")
+_of_run = partial(_option, "Run")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "fastgen train wgan\n\n"
+    "fastgen train vae --data mnist:~/mnist --latent-dim 32 --run runs/mnist-vae\n\n"
+    "fastgen train gan --data ~/faces --loss relativistic --regularizer r1:1,r2:1\n\n"
+    "The same command again continues the run; a larger --steps continues a finished one."
+)
+def train(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=f"What to train: {', '.join(RECIPES)}.")
+    ],
+    data: Annotated[
+        str | None,
+        _of_training(
+            "--data",
+            metavar="SPEC",
+            help="digits (scikit-learn's handwritten digits), a folder of images, FILE.npy or "
+            f"FILE.npz, mnist:DIR, cifar10:DIR. [dim]\\[default: {COMMON['data']}][/dim]",
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        _of_run(
+            "--run",
+            metavar="DIR",
+            help="Folder of the run, to start or to continue. [dim]\\[default: the next number, as "
+            "runs/0001-wgan-digits][/dim]",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        _of_training("--steps", metavar="N", min=1, help=f"Steps in all. {_defaults('steps')}"),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        _of_training(
+            "--batch-size",
+            metavar="N",
+            min=1,
+            help=f"Images in a batch. [dim]\\[default: {COMMON['batch_size']}][/dim]",
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        _of_training(
+            "--image-size",
+            metavar="N",
+            min=1,
+            help="Crop and resize images to this many pixels. [dim]\\[default: as the data comes; "
+            "digits 16, folders 64][/dim]",
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        _of_model(
+            "--width",
+            metavar="N",
+            min=1,
+            help=f"Channels next to the image; deeper layers have more. {_defaults('width')}",
+        ),
+    ] = None,
+    latent_dim: Annotated[
+        int | None,
+        _of_model(
+            "--latent-dim", metavar="N", min=1, help=f"Length of z. {_defaults('latent_dim')}"
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        _of_model(
+            "--loss", metavar="NAME", help=f"For gan: {', '.join(GAN_LOSSES)}. {_defaults('loss')}"
+        ),
+    ] = None,
+    regularizer: Annotated[
+        str | None,
+        _of_model(
+            "--regularizer",
+            metavar="NAME[:X]",
+            help=f"For wgan: {term_forms(WGAN_REGULARIZERS)}. For gan: "
+            f"{term_forms(GAN_PENALTIES, several=True)}. {_defaults('regularizer')}",
+        ),
+    ] = None,
+    critic_steps: Annotated[
+        int | None,
+        _of_model(
+            "--critic-steps",
+            metavar="N",
+            min=1,
+            help="For wgan: updates of the critic for one of the generator. "
+            f"{_defaults('critic_steps')}",
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        _of_training(
+            "--ema",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+            help="Memory of the averaged generator that draws the pictures; 0: none. "
+            f"{_defaults('ema')}",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        _of_training("--lr", metavar="X", help=f"Adam's learning rate. {_defaults('lr')}"),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        _of_training(
+            "--seed",
+            metavar="N",
+            min=0,
+            help=f"All randomness derives from it. [dim]\\[default: {COMMON['seed']}][/dim]",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        _of_training(
+            "--precision",
+            metavar="fp32|bf16",
+            help=f"bf16: mixed precision. [dim]\\[default: {COMMON['precision']}][/dim]",
+        ),
+    ] = None,
+    device: Annotated[
+        str,
+        _of_training("--device", metavar="auto|cpu|cuda", help="auto: a CUDA GPU if there is one."),
+    ] = "auto",
+    sample_every: Annotated[
+        int,
+        _of_run("--sample-every", metavar="N", min=1, help="Steps between pictures."),
+    ] = 250,
+    checkpoint_every: Annotated[
+        int,
+        _of_run("--checkpoint-every", metavar="N", min=1, help="Steps between checkpoints."),
+    ] = 250,
+    dry_run: Annotated[
+        bool,
+        _of_run(
+            "--dry-run",
+            help="Print the configuration, the layers with their shapes and the parameter counts, "
+            "then exit. Nothing is written.",
+        ),
+    ] = False,
+) -> None:
+    """Train a model from a folder of images, or of handwritten digits.
+
+    The run folder holds samples, checkpoints, a log and a report.
+    """
+    given = {
+        "data": data,
+        "steps": steps,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "width": width,
+        "latent_dim": latent_dim,
+        "loss": loss,
+        "regularizer": regularizer,
+        "critic_steps": critic_steps,
+        "lr": lr,
+        "ema": ema,
+        "seed": seed,
+        "precision": precision,
+    }
+    with _one_line_for_each_failure():
+        from fastgen.training.summary import describe
+        from fastgen.training.trainer import Trainer
+
+        with _wrong_input():
+            settings, splits = with_data(resolve(model, given))
+            _warn(f"skipped {path}: {reason}" for path, reason in splits.train.skipped)
+            network = build_model(settings)
+            if dry_run:
+                typer.echo(describe(network, settings, splits))
+                return
+            folder = RunFolder(run or next_run(RUNS, settings))
+            folder.check(settings)
+            trainer = Trainer(
+                network,
+                splits.train,
+                batch_size=settings["batch_size"],
+                seed=settings["seed"],
+                device=device,
+                precision=settings["precision"],
+                lr=settings["lr"],
+                betas=tuple(settings["betas"]),
+                ema_decay=settings.get("ema"),
+                run=folder.path,
+                settings=settings,
+                held_out=splits.held_out,
+                sample_every=sample_every,
+                checkpoint_every=checkpoint_every,
+            )
+        shown = {
+            "run": folder.path,
+            **given,
+            "device": device,
+            "sample_every": sample_every,
+            "checkpoint_every": checkpoint_every,
+        }
+        with _one_line_for_an_interrupt(_command(model, shown)):
+            if not trainer.fit(settings["steps"]):
+                done = f"{folder.path} has its {settings['steps']} steps already"
+                typer.echo(f"{done}: give a larger --steps to go on")
+    _say_where(folder, settings["steps"])
+
+
+@app.command(
+    epilog="Examples:\n\nfastgen sample runs/0001-wgan-digits\n\n"
+    "fastgen sample runs/0001-wgan-digits --count 16 --seed 7 --out digits.png\n\n"
+    "fastgen sample runs/0001-wgan-digits --interpolate"
+)
+def sample(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Where to write the picture. [dim]\\[default: in the run folder][/dim]",
+        ),
+    ] = None,
+    interpolate: Annotated[
+        bool,
+        typer.Option(
+            "--interpolate", help="Rows of 8, each along the arc from one random latent to another."
+        ),
+    ] = False,
+) -> None:
+    """Draw images with a trained model's averaged weights."""
+    with _one_line_for_each_failure(), _wrong_input():
+        from fastgen.training.devices import resolve_device
+        from fastgen.training.loading import load_run
+        from fastgen.training.pictures import DrawsImages, interpolations, save_png, tiles
+
+        what = "interpolation" if interpolate else "sample"
+        path = out if out is not None else run / f"{what}-seed{seed}.png"
+        if path.suffix.lower() != ".png" or path.is_dir():
+            raise ConfigError(f"--out must be a PNG file (got {path})")
+        loaded = load_run(run, device=resolve_device("auto"))
+        _warn(loaded.complaints)
+        if not isinstance(loaded.model, DrawsImages):
+            raise ConfigError(f"{run} holds a run of {loaded.settings['model']}: {CANNOT_DRAW}")
+        draw = interpolations if interpolate else type(loaded.model).sample
+        save_png(path, tiles(draw(loaded.model, count, seed=seed)))
+    typer.echo(path)
+
+
+CANNOT_DRAW = "only a gan, wgan or vae has latents to draw new images from"
+
+
+@app.command(
+    epilog="Examples:\n\nfastgen evaluate runs/0001-wgan-digits\n\n"
+    "fastgen evaluate runs/0001-wgan-digits --json"
+)
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a trained model on images that the training has not seen.
+
+    classifier: accuracy. vae: ELBO, log-likelihood, squared error. autoencoder: squared error. gan,
+    wgan: Frechet distance, precision and recall, beside what two halves of the real images reach.
+    The numbers also go to evaluation.json and to the report.
+    """
+    with _one_line_for_each_failure(), _wrong_input():
+        from fastgen.data import fingerprint, load
+        from fastgen.training.devices import resolve_device
+        from fastgen.training.evaluation import evaluate as measure
+        from fastgen.training.files import replace_file
+        from fastgen.training.loading import load_run
+        from fastgen.training.report import write_report
+
+        loaded = load_run(run, device=resolve_device("auto"))
+        _warn(loaded.complaints)
+        splits = load(loaded.settings["data"], image_size=loaded.settings["image_size"])
+        if fingerprint(splits.train) != loaded.settings["data_fingerprint"]:
+            _warn([f"{loaded.settings['data']} has changed since this run was trained on it"])
+        numbers = measure(loaded.model, splits, say=lambda line: _warn([line]))
+        results = {"step": loaded.step, **numbers}
+        folder = RunFolder(run)
+        replace_file(folder.evaluation, json.dumps(results, indent=1).encode())
+        write_report(folder)
+    typer.echo(json.dumps(results) if as_json else columns(_rounded(results)))
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print versions, devices, backends and what is installed."""
+    from fastgen.training.environment import describe_environment
+
+    facts = describe_environment()
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for title, entries in facts.items():
+        typer.echo(title)
+        typer.echo(columns(list(entries.items())))
+
+
+def _command(model: str, options: dict[str, Any]) -> str:
+    """The command line that continues a run, options at their defaults left out."""
+    words = ["fastgen", "train", model]
+    for option, value in options.items():
+        if value is not None and value != OUTPUT_DEFAULTS.get(option):
+            words += ["--" + option.replace("_", "-"), str(value)]
+    return shlex.join(words)
+
+
+def _say_where(folder: RunFolder, step: int) -> None:
+    pictures = sorted(folder.samples.glob(f"{step:06d}*.png"))
+    places = [("picture", path) for path in pictures]
+    typer.echo(columns([*places, ("report", folder.report), ("run folder", folder.path)]))
+
+
+def _rounded(results: dict[str, float]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " "), f"{value:.5g}") for name, value in results.items()]
+
+
+def _warn(lines: Any) -> None:
+    for line in lines:
+        typer.echo(f"fastgen: {line}", err=True)
+
+
+def _fail(message: object, code: int) -> typer.Exit:
+    typer.echo(f"fastgen: {message}", err=True)
+    return typer.Exit(code)
+
+
+@contextmanager
+def _wrong_input() -> Iterator[None]:
+    """Inside, a ValueError is about what the user gave."""
+    from fastgen.ops.backend import default_backend
+
+    try:
+        default_backend()
+        yield
+    except ValueError as error:
+        raise _fail(error, 2) from error
+
+
+@contextmanager
+def _one_line_for_each_failure() -> Iterator[None]:
+    """Everything that can go wrong without a bug ends in one line."""
+    from fastgen.ops.backend import BackendUnavailable
+    from fastgen.training.checkpoint import CheckpointError
+    from fastgen.training.finite import NonFiniteLoss
+    from fastgen.training.run_folder import FolderInUse
+
+    try:
+        yield
+    except (BackendUnavailable, FolderInUse) as error:
+        raise _fail(error, 2) from error
+    except (CheckpointError, NonFiniteLoss) as error:
+        raise _fail(error, 1) from error
+    except ModuleNotFoundError as error:
+        hint = 'pip install "fastgen-kernels[train]"'
+        raise _fail(f"{error.name} is not installed: {hint}", 1) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise _fail(f"{where}{error.strerror or error}", 1) from error
+
+
+@contextmanager
+def _one_line_for_an_interrupt(command: str) -> Iterator[None]:
+    from fastgen.training.interrupt import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        message = f"{stop}, saved in {stop.checkpoint}. To go on:\n  {command}"
+        raise _fail(message, stop.exit_code) from stop
+    except KeyboardInterrupt as stop:
+        raise _fail(
+            f"stopped at once. To go on from the last checkpoint:\n  {command}", 130
+        ) from stop

@@ -1,0 +1,53 @@
+"""The trainer and what a run leaves behind: checkpoints, a log, pictures, a report, numbers.
+
+    Trainer           runs a model's phases; every step is a function of (seed, step)
+    Interrupted       a signal stopped the training after a whole step
+    NonFiniteLoss     a loss or a gradient was NaN or infinite; says where it came from
+    ConfigMismatch    a run folder belongs to another configuration
+    CheckpointError   a checkpoint could not be written, or none can be read
+    evaluate          a trained model's numbers on images it has not seen
+    load_run          the model of a run folder, with its averaged weights
+
+Names are imported when they are used, so that reading the options of the command line costs no
+import of torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checkpoint import CheckpointError
+    from .evaluation import evaluate
+    from .finite import NonFiniteLoss
+    from .interrupt import Interrupted
+    from .loading import load_run
+    from .run_folder import ConfigMismatch
+    from .trainer import Trainer
+
+__all__ = [
+    "CheckpointError",
+    "ConfigMismatch",
+    "Interrupted",
+    "NonFiniteLoss",
+    "Trainer",
+    "evaluate",
+    "load_run",
+]
+
+_MODULES = {
+    "CheckpointError": "checkpoint",
+    "ConfigMismatch": "run_folder",
+    "Interrupted": "interrupt",
+    "NonFiniteLoss": "finite",
+    "Trainer": "trainer",
+    "evaluate": "evaluation",
+    "load_run": "loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,0 +1,89 @@
+"""The exponential moving average of weights (EMA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class WeightAverage:
+    r"""An average of some sub-modules' weights over the training, which forgets exponentially:
+
+    .. math:: a_0 = w_0, \qquad a_t = \beta_t a_{t-1} + (1 - \beta_t) w_t
+
+    A generator's weights circle around a good point; their average lies nearer to it. Parameters
+    are averaged, buffers copied.
+
+    With `warm_up`, beta_t = min(decay, (1 + t) / (10 + t)): the average then spans about the last
+    tenth of the training so far until `decay` is reached, instead of remembering the untrained
+    weights w_0 for 1 / (1 - decay) steps. Without it, beta_t = decay, and weights that jump from 0
+    to a constant c at t = 1 average to c (1 - decay^t).
+
+    Args:
+        model: holds the sub-modules.
+        names: their attribute names, such as ``("generator",)``.
+        decay: in [0, 1).
+        warm_up: whether to start with a short memory.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: tuple[str, ...], decay: float, *, warm_up: bool = True
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(
+                f"ema_decay must lie in [0, 1) (got {decay}); 0 or None switches it off"
+            )
+        self.decay, self.warm_up = decay, warm_up
+        modules = [(f"{name}.", model.get_submodule(name)) for name in names]
+        self._parameters = {
+            prefix + key: parameter
+            for prefix, module in modules
+            for key, parameter in module.named_parameters()
+        }
+        self._buffers = {
+            prefix + key: buffer
+            for prefix, module in modules
+            for key, buffer in module.named_buffers()
+        }
+        self.weights = {
+            name: tensor.detach().clone()
+            for name, tensor in {**self._parameters, **self._buffers}.items()
+        }
+
+    @torch.no_grad()
+    def update(self, t: int) -> None:
+        """Take in the weights after step t = 1, 2, ..."""
+        decay = min(self.decay, (1 + t) / (10 + t)) if self.warm_up else self.decay
+        averages = [self.weights[name] for name in self._parameters]
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(averages, list(self._parameters.values()), t)
+        for name, buffer in self._buffers.items():
+            self.weights[name].copy_(buffer)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model computes with the averaged weights inside; nothing is copied."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the averages of a checkpoint.
+
+        Raises:
+            ValueError: they are not the averages of this model.
+        """
+        if weights.keys() != self.weights.keys():
+            raise ValueError("the averaged weights belong to another model: their names differ")
+        for name, average in self.weights.items():
+            average.copy_(weights[name])
+
+    def _swap(self) -> None:
+        for name, tensor in {**self._parameters, **self._buffers}.items():
+            tensor.data, self.weights[name] = self.weights[name], tensor.data

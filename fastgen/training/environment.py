@@ -1,0 +1,84 @@
+"""What fastgen runs on: versions, devices, backends, optional packages."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from fastgen.ops.backend import BACKENDS, KERNELS, automatic
+from fastgen.version import __version__
+
+PACKAGES = (
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "safetensors",
+    "tensorboard",
+    "tqdm",
+    "rich",
+    "typer",
+    "scipy",
+    "torchmetrics",
+    "POT",
+    "triton",
+)
+
+Facts = dict[str, dict[str, str]]
+
+
+def describe_environment() -> Facts:
+    """Facts by title; every value is a line of text."""
+    return {
+        "versions": {
+            "fastgen": __version__,
+            "torch": torch.__version__,
+            "python": f"{platform.python_version()} ({sys.executable})",
+            "platform": platform.platform(),
+        },
+        "devices": _devices(),
+        "backends": {
+            name: f"{entry.summary}: {entry.missing() or 'available'}"
+            for name, entry in BACKENDS.items()
+        },
+        "auto picks": _picks(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _devices() -> dict[str, str]:
+    threads = torch.get_num_threads()
+    capability = torch.backends.cpu.get_cpu_capability()
+    found = {"cpu": f"{capability}, {threads} thread{'s' * (threads != 1)}"}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        found[f"cuda:{index}"] = (
+            f"{properties.name}, compute capability {properties.major}.{properties.minor}, "
+            f"{memory:.0f} GiB"
+        )
+    if len(found) == 1:
+        built = torch.version.cuda
+        found["cuda"] = "no GPU is visible" if built else "this torch is built without CUDA"
+    return found
+
+
+def _picks() -> dict[str, str]:
+    """The backend of each operation on each kind of device."""
+    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    operations = dict.fromkeys(operation for operation, _ in KERNELS)
+    return {
+        operation: ", ".join(
+            f"{kind}: {automatic(operation, torch.device(kind))}" for kind in kinds
+        )
+        for operation in operations
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

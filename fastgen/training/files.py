@@ -1,0 +1,34 @@
+"""Writing files so that a kill, a full disk or a power cut leaves the old ones whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write a file and return when it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Return when the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file at once: a reader sees the old content or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write_flushed(partial, data)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

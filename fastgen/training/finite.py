@@ -1,0 +1,134 @@
+"""Stops a training whose numbers are no longer finite, and says where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from fastgen.models.phase import Losses
+
+
+class Moment(NamedTuple):
+    """One run of one phase: step and repetition count from 0, phase is its place in the list."""
+
+    step: int
+    phase: int
+    repetition: int
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss, or its gradient, is NaN or infinite.
+
+    Attributes:
+        phase: the name of the phase.
+        step: the step, counted from 1 as in the log.
+        module: the qualified name of the first module that returned a non-finite number, or None
+            when every module's output was finite (then the loss itself is the source).
+    """
+
+    def __init__(self, phase: str, step: int, module: str | None, message: str) -> None:
+        super().__init__(message)
+        self.phase, self.step, self.module = phase, step, module
+
+
+class FiniteWatch:
+    """Finds the first moment at which a loss or a gradient was not finite.
+
+    On the CPU asking costs nothing, so `first` can be asked before each update and the weights stay
+    good. On a GPU the answer is gathered on the device, and only `first` waits for it.
+
+    Attributes:
+        deferred: whether asking makes the device wait, so that it should be put off.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.deferred = device.type != "cpu"
+        self._nowhere = torch.tensor(torch.iinfo(torch.int64).max, device=device)
+        self._first, self._moments = self._nowhere, list[Moment]()
+
+    def record(self, moment: Moment, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        """Look at one loss and its gradients; nothing waits for the device."""
+        size = get_total_norm([gradient for gradient in gradients if gradient is not None])
+        finite = loss.detach().isfinite() & size.isfinite()
+        place = len(self._moments)
+        self._moments.append(moment)
+        self._first = torch.minimum(self._first, torch.where(finite, self._nowhere, place))
+
+    def first(self) -> Moment | None:
+        """The first bad moment recorded since the last question; waits for the device."""
+        place, moments = int(self._first), self._moments
+        self._first, self._moments = self._nowhere, []
+        return moments[place] if place < len(moments) else None
+
+
+def explain(
+    model: nn.Module, phase: str, moment: Moment, rerun: Callable[[], Losses]
+) -> NonFiniteLoss:
+    """Run a phase again, watching every module, and return the error that names the source."""
+    with _first_non_finite_module(model) as found:
+        losses = rerun()
+    values = ", ".join(f"{name} {float(value.detach()):.6g}" for name, value in losses.items())
+    module, source = found[0] if found else (None, _source_outside(losses["loss"]))
+    step = moment.step + 1
+    return NonFiniteLoss(
+        phase,
+        step,
+        module,
+        f"training stopped at step {step}: phase {phase!r} is no longer finite ({values}). "
+        f"{source} A lower learning rate, a stronger regularizer or fp32 may help.",
+    )
+
+
+def _source_outside(loss: Tensor) -> str:
+    if bool(loss.detach().isfinite()):
+        return "The loss and every module's output are finite; its gradient is not."
+    return "Every module's output is finite: the loss itself is the source."
+
+
+@contextmanager
+def _first_non_finite_module(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """Collects (name, sentence) of the first module inside that returns a non-finite number."""
+    found: list[tuple[str, str]] = []
+    handles = [
+        module.register_forward_hook(_watch(name or "the model", found))
+        for name, module in model.named_modules()
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch(name: str, found: list[tuple[str, str]]) -> Callable[[nn.Module, object, object], None]:
+    # Hooks run as modules return, so an inner module is found before the ones around it.
+    def hook(module: nn.Module, inputs: object, outputs: object) -> None:
+        if not found and not _all_finite(outputs):
+            found.append((name, f"{_source_inside(name, module, inputs)}."))
+
+    return hook
+
+
+def _source_inside(name: str, module: nn.Module, inputs: object) -> str:
+    what = f"The first module to return a non-finite number is {name} ({type(module).__name__})"
+    weights = [
+        key for key, weight in module.named_parameters(recurse=False) if not _all_finite(weight)
+    ]
+    if weights:
+        return f"{what}, whose {' and '.join(weights)} no longer is finite"
+    if not _all_finite(inputs):
+        return f"{what}, whose inputs already were not finite"
+    return f"{what}, from finite inputs"
+
+
+def _all_finite(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return bool(value.detach().isfinite().all())
+    if isinstance(value, (tuple, list)):
+        return all(map(_all_finite, value))
+    return True

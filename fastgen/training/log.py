@@ -1,0 +1,94 @@
+"""The log of a run: a file of JSON lines and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from .files import replace_file
+from .pictures import Picture
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Record = dict[str, float]
+"""One log point: ``"step"``, ``"seconds"`` of training so far, ``"images_per_second"`` since the
+last point, and every loss of that step as ``"phase/name"``."""
+
+NOT_LOSSES = ("step", "seconds", "images_per_second")
+
+
+def read_log(path: Path) -> list[Record]:
+    """The records of a log. A last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+class RunLog:
+    """Writes log points to ``log.jsonl`` and to TensorBoard.
+
+    Args:
+        path: the file of JSON lines; the events lie beside it.
+        after: the step after which the training goes on. Lines beyond it are dropped, so that the
+            log equals that of a training that was never stopped.
+        every: how often there is a log point.
+        say: what to do with a line for the user.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        after: int,
+        every: int,
+        say: Callable[[str], None],
+    ) -> None:
+        # The last step of a training is a log point in any case; of a longer one only by its count.
+        end = after if after % every == 0 else after - 1
+        lines = [json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= end]
+        replace_file(path, "".join(lines).encode())
+        self._file = path.open("a")
+        self._events = _events(path.parent, after, say)
+
+    def record(self, record: Record) -> None:
+        """Add one log point."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, int(record["step"]))
+
+    def picture(self, name: str, picture: Picture, step: int) -> None:
+        """Add a picture to the events."""
+        if self._events is not None and picture.shape[2] != 2:  # gray and alpha: not shown there
+            self._events.add_image(name, picture, step, dataformats="HWC")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _events(folder: Path, after: int, say: Callable[[str], None]) -> SummaryWriter | None:
+    if find_spec("tensorboard") is None:
+        say("no TensorBoard events: pip install tensorboard writes them")
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    # TensorBoard hides what an earlier process logged from this step on.
+    return SummaryWriter(str(folder), purge_step=after + 1 if after else None)

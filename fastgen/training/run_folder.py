@@ -1,0 +1,162 @@
+"""The folder of a run: what lies where, whose it is, and that only one training writes to it.
+
+config.json       the settings, compared when the run is continued
+log.jsonl         one line for each log point; TensorBoard events lie beside it
+reals.png         real images, as the model sees them
+samples/          what the model drew from fixed noise, one picture for each moment
+checkpoints/      whole training states
+evaluation.json   the numbers of `fastgen evaluate`
+report.html       all of it on one page
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastgen.version import __version__
+
+from .files import replace_file
+from .text import columns
+
+Settings = Mapping[str, Any]
+"""Names and JSON values of everything that the weights depend on."""
+
+GROWING = "steps"
+"""The one setting that may change, and only upwards: that is how a finished run goes on."""
+
+
+class Difference(NamedTuple):
+    """One setting that a run and a caller do not agree on; None where one has no such setting."""
+
+    option: str
+    recorded: Any
+    given: Any
+
+
+class FolderInUse(RuntimeError):
+    """Another process is training in this run folder."""
+
+
+class ConfigMismatch(ValueError):
+    """A run folder belongs to another configuration; `differences` lists them."""
+
+    def __init__(self, folder: Path, differences: list[Difference]) -> None:
+        self.folder, self.differences = folder, differences
+        super().__init__(
+            f"{folder} holds a run with another configuration:\n{difference_table(differences)}\n"
+            "Give the run's own values to continue it, or another folder to start a new run."
+        )
+
+
+def differences(recorded: Settings, given: Settings) -> list[Difference]:
+    """Which settings keep a caller from continuing a run."""
+    rows = [
+        Difference(option, recorded.get(option), given.get(option))
+        for option in dict.fromkeys((*recorded, *given))
+    ]
+    return [row for row in rows if row.recorded != row.given and not _grows(row)]
+
+
+def difference_table(rows: list[Difference]) -> str:
+    """Differences as an aligned table: option, the run's value, the given one."""
+    return columns([("option", "this run", "given"), *rows])
+
+
+class RunFolder:
+    """The paths of a run and its settings."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.log = path / "log.jsonl"
+        self.reals = path / "reals.png"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.evaluation = path / "evaluation.json"
+        self.report = path / "report.html"
+
+    def settings(self) -> dict[str, Any] | None:
+        """What `config.json` says; None where there is no run yet.
+
+        Raises:
+            ValueError: the file is there and cannot be read.
+        """
+        if not self.config.exists():
+            return None
+        try:
+            settings: dict[str, Any] = json.loads(self.config.read_text())["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.config} is not the configuration of a run") from error
+        return settings
+
+    def check(self, settings: Settings) -> None:
+        """Make sure that a training with these settings may start or go on here; writes nothing.
+
+        Raises:
+            ConfigMismatch: a run with other settings lies here.
+            ValueError: there is a file in the way, or a folder that is not empty and no run.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file: a run needs a folder")
+        recorded = self.settings()
+        if recorded is None:
+            # A hidden file is what a kill during the very first moments left.
+            if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+                raise ValueError(f"{self.path} is not empty and holds no run: give a new folder")
+        elif rows := differences(recorded, as_json(settings)):
+            raise ConfigMismatch(self.path, rows)
+
+    def claim(self, settings: Settings) -> None:
+        """Check, then make the folder and write its `config.json`."""
+        self.check(settings)
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {"fastgen": __version__, "settings": dict(settings)}
+        replace_file(self.config, json.dumps(content, indent=1).encode())
+
+    def sample(self, step: int, name: str) -> Path:
+        """Where a picture of a step goes; `name` is ``"samples"`` or ``"reconstructions"``."""
+        suffix = "" if name == "samples" else f"-{name}"
+        return self.samples / f"{step:06d}{suffix}.png"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after so many steps goes."""
+        return self.checkpoints / f"{step:06d}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings out of the folder; the lock dies with the process.
+
+        Raises:
+            FolderInUse: another process is training here.
+        """
+        import fcntl
+
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise FolderInUse(f"another process is training in {self.path}") from error
+            yield
+
+
+def next_run(folder: Path, settings: Settings) -> Path:
+    """The next numbered run in a folder, such as ``runs/0001-wgan-digits``; nothing is made."""
+    numbers = [int(path.name[:4]) for path in folder.glob("[0-9][0-9][0-9][0-9]-*")]
+    source = Path(settings["data"].partition(":")[0]).stem
+    return folder / f"{max(numbers, default=0) + 1:04d}-{settings['model']}-{source}"
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+    """Settings as they read back from a file, to compare with recorded ones."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def _grows(row: Difference) -> bool:
+    if row.option != GROWING or None in (row.recorded, row.given):
+        return False
+    return bool(row.given > row.recorded)

@@ -1,0 +1,306 @@
+"""The trainer: runs a model's phases and knows nothing about GANs or VAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+
+import torch
+
+from fastgen.data import Batches, ImageDataset
+from fastgen.models import Model
+
+from .averaging import WeightAverage
+from .checkpoint import Checkpoint, read_checkpoint, read_latest, write_checkpoint
+from .devices import move, resolve_device
+from .interrupt import Interrupted, answering_signals
+from .log import Record, RunLog
+from .progress import Meter, Progress
+from .recorder import Recorder
+from .run_folder import RunFolder, Settings
+from .seeds import PICTURES, own_generators, seed_generators, step_seed
+from .stepper import UPDATES, BatchSource, OptimizerFactory, Stepper
+
+Action = Callable[[int], None]
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Trainer:
+    """Trains a model: one step runs each of its phases `repeats` times.
+
+    Step t, for every phase p with loss L_p and parameters w_p::
+
+        seed torch's generators with hash(seed, t, p, repetition)
+        gradients = d L_p / d w_p         no other module's are computed
+        w_p = optimizer_p(w_p, gradients)
+        p.after_step()
+    then average the weights (EMA)
+
+    **All randomness of step t is a function of (seed, t)**: batches, noise, dropout. So a training
+    that was stopped and goes on is bit-identical to one that was not, on the same machine with the
+    same number of threads (on a GPU, as far as the kernels are deterministic). The caller's random
+    numbers are not disturbed. The loop waits for the device only at log points, pictures and
+    checkpoints.
+
+    Args:
+        model: lists its phases; it is moved to the device, its 4-d weights to channels_last.
+        data: a dataset of images, or any source of numbered batches. The phases of a step share
+            its batches: a phase with `repeats` = k runs on k of them, the others on the first.
+        batch_size: images in a batch, when `data` is a dataset.
+        seed: what all randomness of the training derives from. The weights at the start are the
+            caller's: call ``torch.manual_seed`` before building the model.
+        device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+        precision: ``"fp32"``, or ``"bf16"``: losses run under autocast, weights stay float32.
+        lr, betas: of Adam, one for each phase.
+        optimizer: makes another optimizer from a phase's parameters, `lr` and `betas` aside.
+        updates: ``"alternating"``: each phase sees the update of the one before;
+            ``"simultaneous"``: all gradients first, then all updates.
+        ema_decay: of the average of ``model.averaged``, with a warm-up, see
+            :class:`~fastgen.training.averaging.WeightAverage`; 0 or None for none.
+        run: a folder for log, pictures, checkpoints and a report, see
+            :mod:`fastgen.training.run_folder`. If it holds a run already, `fit` continues that.
+        settings: what ``config.json`` records and compares; by default the arguments above.
+        held_out: images to show beside their reconstructions; by default those trained on.
+        log_every, sample_every, checkpoint_every: in steps; the last step has them all.
+        keep: how many checkpoints stay, the newest ones.
+        progress: a bar on a terminal, elsewhere a line for each log point.
+
+    Attributes:
+        step: how many steps are done.
+
+    Example::
+
+        splits = fastgen.data.load("digits")
+        model = WGAN.for_images(splits.train.image_shape)
+        Trainer(model, splits.train, betas=(0.0, 0.9), run="runs/digits").fit(1000)
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: ImageDataset | BatchSource,
+        *,
+        batch_size: int = 64,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        precision: str = "fp32",
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        optimizer: OptimizerFactory | None = None,
+        updates: str = "alternating",
+        ema_decay: float | None = 0.999,
+        run: str | Path | None = None,
+        settings: Settings | None = None,
+        held_out: ImageDataset | None = None,
+        log_every: int = 25,
+        sample_every: int = 250,
+        checkpoint_every: int = 250,
+        keep: int = 3,
+        progress: bool = True,
+    ) -> None:
+        _one_of("precision", precision, PRECISIONS)
+        _one_of("updates", updates, UPDATES)
+        _at_least(0, seed=seed)
+        _at_least(1, keep=keep, log_every=log_every)
+        _at_least(1, sample_every=sample_every, checkpoint_every=checkpoint_every)
+
+        self.device = resolve_device(device)
+        self.model = move(model, self.device)
+        self.step, self._seed, self._progress, self._keep = 0, seed, progress, keep
+        self._average = (
+            WeightAverage(model, model.averaged, ema_decay)
+            if ema_decay and model.averaged
+            else None
+        )
+        self._batches = self._as_batches(data, batch_size)
+        self._shown = self._batches if held_out is None else self._as_batches(held_out, batch_size)
+        self._stepper = Stepper(
+            model,
+            self._batches,
+            device=self.device,
+            seed=seed,
+            dtype=PRECISIONS[precision],
+            optimizer=optimizer or _adam(lr, betas, self.device),
+            updates=updates,
+            average=self._average,
+        )
+        self._log_every, self._sample_every = log_every, sample_every
+        self._checkpoint_every = checkpoint_every
+        self._meter = Meter()
+
+        self._run = None if run is None else RunFolder(Path(run))
+        self._settings = settings or {
+            "model": type(model).__name__,
+            "details": model.extra_repr(),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "batch_size": batch_size,
+            "seed": seed,
+            "precision": precision,
+            "optimizers": [repr(each) for each in self._stepper.optimizers],
+            "updates": updates,
+            "ema_decay": ema_decay,
+        }
+
+    def fit(self, steps: int) -> Record:
+        """Train until `steps` steps are done in all, those of a continued run included.
+
+        Returns:
+            The last log point; empty where nothing was left to do.
+
+        Raises:
+            NonFiniteLoss: naming phase, step and module. The last complete checkpoint stays. On the
+                CPU the weights are those before the bad update.
+            Interrupted: Ctrl-C or SIGTERM came; the step was finished and, with a run folder, a
+                checkpoint saved. A second Ctrl-C stops at once.
+            ConfigMismatch: the run folder belongs to other settings.
+            CheckpointError: a checkpoint cannot be written, or none can be read.
+        """
+        record: Record = {}
+        with ExitStack() as stack:
+            stop = stack.enter_context(answering_signals())
+            stack.enter_context(own_generators(self.device))
+            recorder, progress = self._open(steps, stack)
+
+            def log(step: int) -> None:
+                record.update(self._record())
+                progress.show(record)
+                if recorder is not None:
+                    recorder.record(record)
+
+            actions: list[tuple[int, Action]] = [(self._log_every, log)]
+            if recorder is not None:
+                actions += [
+                    (self._sample_every, recorder.draw),
+                    (self._checkpoint_every, recorder.save),
+                ]
+            self.model.train()
+            stack.enter_context(self._meter.running())
+            while self.step < steps:
+                self._meter.add(self._stepper.run(self.step))
+                self.step += 1
+                progress.advance()
+
+                for every, action in actions:
+                    if self.step % every == 0 or self.step == steps:
+                        self._do(action)
+                if stop.signal is not None:
+                    raise self._interrupted(stop.signal, recorder)
+        return record
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole training state as a checkpoint folder; see :mod:`.checkpoint`.
+
+        Raises:
+            CheckpointError: there is something at `path`, or it cannot be written.
+        """
+        write_checkpoint(Path(path), self._state())
+
+    def load(self, path: str | Path) -> None:
+        """Take over the training state of a checkpoint folder.
+
+        Raises:
+            CheckpointError: it is damaged.
+            ValueError: it belongs to another model.
+        """
+        self._take(read_checkpoint(Path(path)))
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """A context inside which the model computes with its averaged weights, if it has any."""
+        return nullcontext() if self._average is None else self._average.applied()
+
+    def _open(self, steps: int, stack: ExitStack) -> tuple[Recorder | None, Progress]:
+        """Resume the run, if there is one to resume, and open everything that writes."""
+        complaints = self._resume(stack) if self._run is not None else []
+        progress = stack.enter_context(Progress(self.step, steps, on=self._progress))
+        for line in complaints:
+            progress.warn(line)
+        if self._run is None:
+            return None, progress
+        if self.step:
+            progress.say(f"continuing {self._run.path} after step {self.step}")
+
+        log = RunLog(self._run.log, after=self.step, every=self._log_every, say=progress.say)
+        stack.enter_context(log)
+        recorder = Recorder(
+            self._run,
+            log,
+            model=self.model,
+            averaged_weights=self.averaged_weights,
+            reals=self._batches.batch(0).images,
+            originals=self._shown.batch(0).images,
+            state=self._state,
+            keep=self._keep,
+        )
+        if self.step == 0:
+            # Whatever is wrong with the pictures shows now and not after an hour.
+            self._do(recorder.draw)
+        return recorder, progress
+
+    def _resume(self, stack: ExitStack) -> list[str]:
+        assert self._run is not None
+        self._run.claim(self._settings)
+        stack.enter_context(self._run.locked())
+        latest = read_latest(self._run.checkpoints) if self.step == 0 else None
+        if latest is None:
+            return []
+        path, checkpoint, complaints = latest
+        self._take(checkpoint)
+        return [f"{line}; using {path.name} instead" for line in complaints]
+
+    def _do(self, action: Action) -> None:
+        """Write something down, unless the numbers have gone bad since the last time."""
+        self._stepper.check()
+        with self._meter.paused():
+            seed_generators(step_seed(self._seed, PICTURES), self.device)
+            action(self.step)
+
+    def _interrupted(self, number: int, recorder: Recorder | None) -> Interrupted:
+        if recorder is None:
+            return Interrupted(number, self.step, None)
+        self._do(recorder.save)
+        return Interrupted(number, self.step, recorder.folder.checkpoint(self.step))
+
+    def _record(self) -> Record:
+        losses = self._stepper.losses
+        # One transfer for all of them.
+        values = torch.stack([value.double() for value in losses.values()]).tolist()
+        return {
+            "step": self.step,
+            "seconds": round(self._meter.seconds, 3),
+            "images_per_second": round(self._meter.rate(), 1),
+            **dict(zip(losses, values, strict=True)),
+        }
+
+    def _state(self) -> Checkpoint:
+        state = self._stepper.state()
+        counts = {"step": self.step, "seconds": self._meter.seconds}
+        return Checkpoint(state.tensors, {**counts, **state.state})
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        self._stepper.load(checkpoint)
+        self.step = checkpoint.state["step"]
+        self._meter.seconds_before = checkpoint.state["seconds"]
+
+    def _as_batches(self, data: ImageDataset | BatchSource, batch_size: int) -> BatchSource:
+        if isinstance(data, BatchSource):
+            return data
+        return Batches(data, batch_size, seed=self._seed, device=self.device)
+
+
+def _adam(lr: float, betas: tuple[float, float], device: torch.device) -> OptimizerFactory:
+    # One kernel for all weights: on the CPU a quarter of the time of one call for each.
+    fused = device.type in ("cpu", "cuda")
+    floats = (float(betas[0]), float(betas[1]))  # Adam refuses a plain 0
+    return lambda parameters: torch.optim.Adam(parameters, lr=lr, betas=floats, fused=fused)
+
+
+def _one_of(name: str, given: str, allowed: Iterable[str]) -> None:
+    if given not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)} (got {given!r})")
+
+
+def _at_least(least: int, **given: int) -> None:
+    for name, value in given.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least} (got {value})")

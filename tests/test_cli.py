@@ -1,0 +1,371 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastgen.cli import app
+from fastgen.training import NonFiniteLoss
+from fastgen.training.checkpoint import checkpoints, read_checkpoint
+from fastgen.training.config import RECIPES
+from fastgen.training.trainer import Trainer
+
+SMALL = ("--image-size", "8", "--width", "4", "--batch-size", "8")
+LATENT = ("--latent-dim", "3")
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def fastgen(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    return result
+
+
+def train(model: str, *options: object, code: int = 0, steps: int = 2) -> Any:
+    latent = () if model == "classifier" else LATENT
+    return fastgen("train", model, *SMALL, *latent, "--steps", steps, *options, code=code)
+
+
+def one_line(result: Any) -> str:
+    """The only line on standard error."""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("fastgen: ")
+    return str(line)
+
+
+# --- train ---
+
+
+@pytest.mark.parametrize("model", RECIPES)
+def test_every_model_trains_and_says_where_everything_is(model: str, tmp_path: Path) -> None:
+    said = train(model, "--sample-every", 1, "--checkpoint-every", 1).stdout
+    run = tmp_path / "runs" / f"0001-{model}-digits"
+    assert f"runs/{run.name}\n" in said
+    assert f"runs/{run.name}/report.html" in said
+    assert (run / "report.html").exists()
+    pictures = sorted(str(path.relative_to(tmp_path)) for path in run.glob("samples/000002*"))
+    assert re.findall(r"\S+\.png", said) == pictures
+    assert bool(pictures) == (model != "classifier")
+    assert [path.name for path in checkpoints(run / "checkpoints")] == ["000001", "000002"]
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert settings["model"] == model
+    assert settings["image_shape"] == [1, 8, 8]
+
+
+def test_runs_are_numbered_and_progress_goes_to_standard_error(tmp_path: Path) -> None:
+    first = train("autoencoder", steps=1)
+    train("classifier", steps=1)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "0001-autoencoder-digits",
+        "0002-classifier-digits",
+    ]
+    assert "step 1/1" in first.stderr
+    assert "step 1/1" not in first.stdout
+
+
+def test_the_same_command_continues_a_run_and_more_steps_continue_a_finished_one(
+    tmp_path: Path,
+) -> None:
+    train("vae", "--run", "whole", steps=4)
+    train("vae", "--run", "parts", steps=2)
+    done = train("vae", "--run", "parts", steps=2)
+    assert "has its 2 steps already: give a larger --steps to go on" in done.stdout
+    more = train("vae", "--run", "parts", "--sample-every", 1, steps=4)
+    assert "continuing parts after step 2" in more.stderr
+    parts, whole = (
+        read_checkpoint(tmp_path / name / "checkpoints" / "000004") for name in ("parts", "whole")
+    )
+    for name, tensor in whole.tensors["model"].items():
+        assert torch.equal(parts.tensors["model"][name], tensor)
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    train("wgan", "--run", "run", "--critic-steps", 1)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    result = train("wgan", "--run", "run", "--critic-steps", 2, "--lr", "0.5", "--seed", 3, code=2)
+    table = [line.split() for line in result.stderr.splitlines()[1:5]]
+    assert table == [
+        ["option", "this", "run", "given"],
+        ["seed", "0", "3"],
+        ["critic_steps", "1", "2"],
+        ["lr", "0.0005", "0.5"],
+    ]
+    train("gan", "--run", "run", code=2)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
+    shown = train("wgan", "--dry-run", "--run", "somewhere").stdout
+    assert list(tmp_path.iterdir()) == []
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["regularizer", "gradient-penalty:10"] in lines
+    assert ["critic.stages.0", "ConvLeakyReLU2d", "4x4x4", "68"] in lines
+    assert ["critic", "133"] in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("diffusion",), "the model must be one of gan, wgan, autoencoder, vae, classifier"),
+        (("vae", "--critic-steps", 2), "--critic-steps means nothing for vae: it is for wgan"),
+        (("gan", "--loss", "best"), "--loss must be one of non-saturating"),
+        (("wgan", "--regularizer", "r1:1"), "--regularizer must be none, gradient-penalty:10"),
+        (("wgan", "--regularizer", "gradient-penalty:-1"), "must be 0 or more"),
+        (("vae", "--data", "nowhere"), "does not exist"),
+        (("vae", "--data", "empty"), "empty"),
+        (("vae", "--data", "mnist:empty"), "empty"),
+        (("vae", "--data", "text.npy"), "text.npy"),
+        (("classifier", "--data", "bare.npy"), "a classifier needs labels"),
+        (("vae", "--image-size", 9), "images of 9x9 do not halve evenly"),
+        (("vae", "--run", "text.npy"), "is a file: a run needs a folder"),
+        (("vae", "--run", "full"), "is not empty and holds no run"),
+        (("vae", "--lr", -1), "learning rate"),
+        (("vae", "--precision", "fp8"), "precision must be one of fp32, bf16"),
+        (("vae", "--device", "cuda:99"), "is not there"),
+        (("gan", "--ema", 1), "ema_decay must lie in [0, 1)"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: tuple[object, ...], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    (tmp_path / "text.npy").write_text("no array")
+    np.save(tmp_path / "bare.npy", np.zeros((20, 8, 8), np.uint8))
+    assert message in one_line(fastgen("train", *arguments, "--steps", 1, code=2))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_backend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgen.ops.backend._default", "abacus")
+    assert "FASTGEN_BACKEND must be one of 'auto'" in one_line(train("vae", code=2))
+    monkeypatch.setattr("fastgen.ops.backend._default", "cuda")
+    assert "backend 'cuda' is not available" in one_line(train("vae", code=2))
+
+
+def test_unreadable_pictures_are_listed_and_the_others_used(tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    for i in range(12):
+        pixels = np.full((8, 8, 3), i * 20, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
+    (tmp_path / "faces" / "broken.png").write_bytes(b"no picture")
+    result = train("autoencoder", "--data", "faces", steps=1)
+    assert "broken.png" in result.stderr.splitlines()[0]
+    assert (tmp_path / "runs" / "0001-autoencoder-faces").is_dir()
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("vae", "--run", "run", "--checkpoint-every", 1, steps=1)
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if ".partial-" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, os.strerror(28))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    result = train("vae", "--run", "run", "--checkpoint-every", 1, steps=3, code=1)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("fastgen: ")]
+    assert "cannot write the checkpoint run/checkpoints/000002: No space left on device" in line
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000001"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    train("vae", "--run", "run", "--checkpoint-every", 1, steps=3)
+
+
+def test_numbers_that_are_no_longer_finite_are_one_line_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = train("autoencoder", "--lr", "1e30", steps=5, code=1)
+    line = result.stderr.splitlines()[-1]
+    assert re.match(r"fastgen: training stopped at step \d: phase 'autoencoder'", line)
+
+    def fit(self: Trainer, steps: int) -> None:
+        raise NonFiniteLoss("critic", 7, "critic.head", "stopped at step 7")
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    assert "stopped at step 7" in one_line(train("wgan", code=1))
+
+
+# --- signals, in a process of its own ---
+
+
+def started(*options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fastgen", "train", "gan", *SMALL, *LATENT, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+    return subprocess.Popen(
+        [str(word) for word in command], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    options = ("--seed", 4, "--steps", 100_000)
+    process = started("--run", "my run", *options)
+    while not (tmp_path / "my run" / "log.jsonl").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert "Traceback" not in said
+
+    *_, stopped, command = said.splitlines()
+    (step,) = (int(path.name) for path in checkpoints(tmp_path / "my run" / "checkpoints"))
+    assert f"after step {step}, saved in my run/checkpoints/{step:06d}. To go on:" in stopped
+    words = "fastgen train gan --run 'my run' --steps 100000 --batch-size 8 --image-size 8 "
+    assert command.strip() == words + "--width 4 --latent-dim 3 --seed 4"
+
+    more = ("--seed", 4, "--steps", step + 1)
+    train("gan", "--run", "whole", *more)
+    settings = json.loads((tmp_path / "my run" / "config.json").read_text())
+    settings["settings"]["steps"] = step  # so that the rest is short
+    (tmp_path / "my run" / "config.json").write_text(json.dumps(settings))
+    train("gan", "--run", "my run", *more)
+    resumed, whole = (
+        read_checkpoint(tmp_path / name / "checkpoints" / f"{step + 1:06d}")
+        for name in ("my run", "whole")
+    )
+    for group, tensors in whole.tensors.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(resumed.tensors[group][name], tensor), name
+
+
+# --- sample ---
+
+
+def picture(path: Path) -> Any:
+    return np.asarray(Image.open(path))
+
+
+def test_samples_are_a_function_of_the_seed(tmp_path: Path) -> None:
+    train("wgan", "--run", "run", "--critic-steps", 1)
+    said = fastgen("sample", "run").stdout
+    assert said == "run/sample-seed0.png\n"
+    fastgen("sample", "run", "--out", "a.png")
+    fastgen("sample", "run", "--out", "deep/b.png", "--seed", 1, "--count", 9)
+    fastgen("sample", "run", "--out", "c.png", "--interpolate", "--count", 16)
+    side = 8 * 6 + 2
+    assert np.array_equal(picture(tmp_path / "a.png"), picture(tmp_path / said.strip()))
+    assert picture(tmp_path / "a.png").shape == (8 * side + 2, 8 * side + 2)
+    assert picture(tmp_path / "deep" / "b.png").shape == (2 * side + 2, 8 * side + 2)
+    assert picture(tmp_path / "c.png").shape == (2 * side + 2, 8 * side + 2)
+
+
+def test_samples_come_from_the_averaged_weights(tmp_path: Path) -> None:
+    train("gan", "--run", "run", "--lr", "0.05", steps=3)
+    fastgen("sample", "run", "--out", "sample.png")
+    below = picture(tmp_path / "run" / "samples" / "000003.png")
+    sample = picture(tmp_path / "sample.png")
+    assert np.array_equal(below[: len(sample)], sample)
+
+
+@pytest.mark.parametrize("model", ["autoencoder", "classifier"])
+def test_what_cannot_draw_says_so(model: str) -> None:
+    train(model, "--run", "run", steps=1)
+    expected = f"run holds a run of {model}: only a gan, wgan or vae has latents"
+    assert expected in one_line(fastgen("sample", "run", code=2))
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_run_that_is_not_there_is_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    assert "nowhere does not exist" in one_line(fastgen(command, "nowhere", code=2))
+    assert "folder is no folder of a run" in one_line(fastgen(command, "folder", code=2))
+    assert "file is no folder of a run" in one_line(fastgen(command, "file", code=2))
+    train("vae", "--run", "run", steps=1)
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    assert "run has no checkpoint yet" in one_line(fastgen(command, "run", code=2))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path) -> None:
+    train("vae", "--run", "run", "--checkpoint-every", 1)
+    damaged = tmp_path / "run" / "checkpoints" / "000002" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert "run/checkpoints/000002 is damaged: model.safet" in one_line(fastgen("sample", "run"))
+
+
+@pytest.mark.parametrize("out", ["picture.jpg", "folder.png"])
+def test_only_png_files_are_written(out: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    train("vae", "--run", "run", steps=1)
+    assert "--out must be a PNG file" in one_line(fastgen("sample", "run", "--out", out, code=2))
+
+
+# --- evaluate ---
+
+
+def test_numbers_are_printed_kept_and_shown_in_the_report(tmp_path: Path) -> None:
+    train("vae", "--run", "run")
+    numbers = json.loads(fastgen("evaluate", "run", "--json").stdout)
+    assert numbers["step"] == 2
+    assert numbers["elbo"] < numbers["log_likelihood"]
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == numbers
+    assert f"{numbers['elbo']:.5g}" in (tmp_path / "run" / "report.html").read_text()
+    lines = [line.split() for line in fastgen("evaluate", "run").stdout.splitlines()]
+    assert ["squared", "error", f"{numbers['squared_error']:.5g}"] in lines
+
+
+def test_a_gan_without_labels_says_that_it_needs_them(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.save(tmp_path / "bare.npy", images)
+    train("gan", "--data", "bare.npy", "--run", "run", steps=1)
+    assert "needs labels: this data has none" in one_line(fastgen("evaluate", "run", code=2))
+
+
+def test_data_that_changed_since_the_training_is_noticed(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.save(tmp_path / "bare.npy", images)
+    train("autoencoder", "--data", "bare.npy", "--run", "run", steps=1)
+    np.save(tmp_path / "bare.npy", 255 - images)
+    assert "has changed since this run" in one_line(fastgen("evaluate", "run"))
+    result = train("autoencoder", "--data", "bare.npy", "--run", "run", steps=2, code=2)
+    assert "data_fingerprint" in result.stderr
+
+
+# --- info and help ---
+
+
+def test_info_names_versions_devices_and_backends() -> None:
+    facts = json.loads(fastgen("info", "--json").stdout)
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["backends"]["torch"].endswith("available")
+    assert "thread" in facts["devices"]["cpu"]
+    assert facts["auto picks"]["conv2d_bias_leaky_relu"].startswith("cpu: ")
+    text = fastgen("info").stdout
+    assert all(value in text for group in facts.values() for value in group.values())
+
+
+def test_help_teaches_with_examples() -> None:
+    text = fastgen("train", "--help").stdout
+    assert "fastgen train vae --data mnist:~/mnist" in text
+    assert "gradient-penalty:10" in text
+    assert all(command in fastgen("--help").stdout for command in ("train", "sample", "info"))

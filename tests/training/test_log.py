@@ -1,0 +1,75 @@
+"""The log is a file of JSON lines that a resumed training cuts where it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastgen.training.log import RunLog, read_log
+
+
+def record(step: int) -> dict[str, float]:
+    return {"step": step, "seconds": 1.5, "images_per_second": 10.0, "gan/loss": step / 3}
+
+
+def write(path: Path, *steps: int, after: int = 0, every: int = 5) -> list[str]:
+    said: list[str] = []
+    with RunLog(path, after=after, every=every, say=said.append) as log:
+        for step in steps:
+            log.record(record(step))
+    return said
+
+
+def steps(path: Path) -> list[float]:
+    return [line["step"] for line in read_log(path)]
+
+
+def test_numbers_come_back_exactly(tmp_path: Path) -> None:
+    write(tmp_path / "log.jsonl", 5, 10)
+    assert read_log(tmp_path / "log.jsonl") == [record(5), record(10)]
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+
+
+def test_lines_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    write(tmp_path / "log.jsonl", 5, 10, 15, 20)
+    write(tmp_path / "log.jsonl", 15, after=12)
+    assert steps(tmp_path / "log.jsonl") == [5, 10, 15]
+
+
+def test_the_last_line_of_a_shorter_training_is_dropped_when_it_goes_on(tmp_path: Path) -> None:
+    write(tmp_path / "log.jsonl", 5, 8)
+    write(tmp_path / "log.jsonl", 10, after=8)
+    assert steps(tmp_path / "log.jsonl") == [5, 10]
+
+
+def test_a_line_cut_short_by_a_kill_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path, 5)
+    path.write_text(path.read_text() + '{"step": 10, "sec')
+    assert steps(path) == [5]
+    write(path, 10, after=5)
+    assert steps(path) == [5, 10]
+
+
+def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    write(tmp_path / "log.jsonl", 5, 10, 15)
+    write(tmp_path / "log.jsonl", 15, after=10)
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [(point.step, point.value) for point in events.Scalars("gan/loss")] == [
+        (5, pytest.approx(5 / 3)),
+        (10, pytest.approx(10 / 3)),
+        (15, pytest.approx(5)),
+    ]
+
+
+def test_without_tensorboard_one_line_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastgen.training.log.find_spec", lambda name: None)
+    said = write(tmp_path / "log.jsonl", 5)
+    assert len(said) == 1
+    assert "pip install tensorboard" in said[0]
+    assert steps(tmp_path / "log.jsonl") == [5]

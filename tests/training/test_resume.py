@@ -1,0 +1,232 @@
+"""A training that was stopped and goes on equals one that was not, with difference exactly 0."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import Noise, Regression, Transposed, models
+
+from fastgen.data import Splits
+from fastgen.training import Interrupted, Trainer
+from fastgen.training.checkpoint import Checkpoint, checkpoints, read_checkpoint
+from fastgen.training.log import read_log
+
+KINDS = ("dropout", "transposed", "gan", "wgan", "spectral", "vae", "autoencoder", "classifier")
+TOYS = {"dropout": Regression, "transposed": Transposed}
+N = 3
+
+
+def trainer(kind: str, digits: Splits, run: Path | None, start: int = 0, **more: Any) -> Trainer:
+    """The start differs on purpose: a resumed training must not depend on it."""
+    torch.manual_seed(start)
+    options: dict[str, Any] = {"run": run, "log_every": 1, "progress": False, "lr": 0.01, **more}
+    if kind in TOYS:
+        return Trainer(TOYS[kind](), Noise(5, 6), **options)
+    return Trainer(models(digits)[kind](), digits.train, batch_size=8, **options)
+
+
+def numbers(path: Path) -> list[dict[str, float]]:
+    """The log without what a clock says."""
+    clock = ("seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_log(path)]
+
+
+def assert_equal(one: Checkpoint, other: Checkpoint) -> None:
+    assert one.tensors.keys() == other.tensors.keys()
+    for group, tensors in one.tensors.items():
+        assert tensors.keys() == other.tensors[group].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, other.tensors[group][name]), f"{group}: {name}"
+    assert one.state["optimizers"] == other.state["optimizers"]
+    assert one.state["step"] == other.state["step"]
+
+
+def last(run: Path) -> Checkpoint:
+    return read_checkpoint(checkpoints(run / "checkpoints")[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_n_steps_a_checkpoint_and_n_steps_equal_2n_steps(
+    kind: str, digits: Splits, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer(kind, digits, whole).fit(2 * N)
+    trainer(kind, digits, parts).fit(N)
+    resumed = trainer(kind, digits, parts, start=1)
+    resumed.fit(2 * N)
+    assert resumed.step == 2 * N
+    assert_equal(last(parts), last(whole))
+    assert ("ema" in last(whole).tensors) == (kind in ("dropout", "gan", "wgan", "spectral"))
+    assert numbers(parts / "log.jsonl") == numbers(whole / "log.jsonl")
+    assert [line["step"] for line in numbers(whole / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.AdamW])
+def test_any_optimizer_goes_on_exactly(optimizer: Any, digits: Splits, tmp_path: Path) -> None:
+    momentum = {} if optimizer is torch.optim.AdamW else {"momentum": 0.9}
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        result: torch.optim.Optimizer = optimizer(parameters, lr=0.01, **momentum)
+        return result
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer("gan", digits, whole, optimizer=make).fit(2 * N)
+    trainer("gan", digits, parts, optimizer=make).fit(N)
+    trainer("gan", digits, parts, start=1, optimizer=make).fit(2 * N)
+    assert_equal(last(parts), last(whole))
+
+
+def test_save_and_load_work_without_a_run_folder(digits: Splits, tmp_path: Path) -> None:
+    whole, first, second = (trainer("vae", digits, None, start) for start in (0, 0, 1))
+    whole.fit(2 * N)
+    first.fit(N)
+    first.save(tmp_path / "half")
+    second.load(tmp_path / "half")
+    second.fit(2 * N)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], weight), name
+
+
+def test_two_fits_of_one_trainer_equal_one(digits: Splits, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer("wgan", digits, whole).fit(2 * N)
+    twice = trainer("wgan", digits, parts)
+    assert twice.fit(N)["step"] == N
+    assert twice.fit(N) == {}
+    assert twice.fit(2 * N)["step"] == 2 * N
+    assert_equal(last(parts), last(whole))
+    assert numbers(parts / "log.jsonl") == numbers(whole / "log.jsonl")
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
+    digits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer("gan", digits, whole).fit(2 * N)
+    trainer("gan", digits, parts, checkpoint_every=1, keep=9).fit(N)
+    damaged = parts / "checkpoints" / f"{N:06d}"
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    trainer("gan", digits, parts, start=1, checkpoint_every=1, keep=9).fit(2 * N)
+    said = capsys.readouterr().err
+    assert str(damaged) in said
+    assert f"using {N - 1:06d} instead" in said
+    assert_equal(last(parts), last(whole))
+    assert numbers(parts / "log.jsonl") == numbers(whole / "log.jsonl")
+    assert read_checkpoint(damaged).state["step"] == N
+
+
+def test_a_checkpoint_of_another_model_is_refused(digits: Splits, tmp_path: Path) -> None:
+    one = trainer("gan", digits, None)
+    one.fit(1)
+    one.save(tmp_path / "gan")
+    with pytest.raises(ValueError, match=r"has phases \['discriminator', 'generator'\]"):
+        trainer("vae", digits, None).load(tmp_path / "gan")
+    with pytest.raises(ValueError, match="no averaged weights"):
+        trainer("gan", digits, None, ema_decay=None).load(tmp_path / "gan")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_training_after_a_whole_saved_step(
+    number: signal.Signals, code: int, digits: Splits, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer("gan", digits, whole).fit(2 * N)
+    stopped = trainer("gan", digits, parts)
+    phase, calls = stopped._stepper.phases[1], []
+
+    def loss(images: Any, labels: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:  # in the middle of the second step
+            os.kill(os.getpid(), number)
+        return phase.loss(images, labels)
+
+    stopped._stepper.phases[1] = type(phase)(phase.name, phase.parameters, loss)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted) as caught:
+        stopped.fit(2 * N)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert (caught.value.step, caught.value.exit_code) == (2, code)
+    assert caught.value.checkpoint == parts / "checkpoints" / "000002"
+    trainer("gan", digits, parts, start=1).fit(2 * N)
+    assert_equal(last(parts), last(whole))
+    assert numbers(parts / "log.jsonl") == numbers(whole / "log.jsonl")
+
+
+def test_a_second_ctrl_c_stops_at_once(digits: Splits, run: Path) -> None:
+    stopped = trainer("gan", digits, run)
+    phase = stopped._stepper.phases[0]
+
+    def loss(images: Any, labels: Any) -> Any:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one was not answered")
+
+    stopped._stepper.phases[0] = type(phase)(phase.name, phase.parameters, loss)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        stopped.fit(2)
+    assert not isinstance(caught.value, Interrupted)
+    assert stopped.step == 0
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch, torch._dynamo, torch.utils.tensorboard
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from toys import Noise, Regression
+from fastgen.training import Trainer
+from fastgen.training.checkpoint import checkpoints, read_checkpoint
+
+run, folder = Path(sys.argv[2]), Path(sys.argv[2]) / "checkpoints"
+
+def train(steps):
+    torch.manual_seed(0)  # the start of a child that is killed before its first checkpoint
+    data, each = Noise(5, 6), {"log_every": 1, "checkpoint_every": 1, "progress": False}
+    Trainer(Regression(), data, run=run, **each).fit(steps)
+
+random.seed(5)
+reached = [0]
+while len(reached) < 9:
+    child = os.fork()
+    if child == 0:
+        train(10**6)
+    while not [p for p in checkpoints(folder) if int(p.name) > reached[-1]]:
+        time.sleep(0.01)  # it has begun
+    time.sleep(random.uniform(0, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    newest = checkpoints(folder)[-1]
+    assert read_checkpoint(newest).state["step"] == int(newest.name)
+    reached.append(int(newest.name))
+assert reached == sorted(set(reached)), reached
+child = os.fork()
+if child == 0:
+    train(reached[-1] + 2)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(reached[-1] + 2)
+"""
+
+
+def test_a_kill_at_any_instant_leaves_a_whole_checkpoint(digits: Splits, tmp_path: Path) -> None:
+    """Killed eight times while it writes checkpoints as fast as it can, then finished."""
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, here, parts], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    torch.manual_seed(0)
+    uninterrupted = Trainer(Regression(), Noise(5, 6), run=whole, log_every=1, progress=False)
+    uninterrupted.fit(int(done.stdout))
+    assert_equal(last(parts), last(whole))
+    assert numbers(parts / "log.jsonl") == numbers(whole / "log.jsonl")

@@ -1,0 +1,95 @@
+"""A run folder belongs to one configuration and one training at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastgen.training.run_folder import (
+    ConfigMismatch,
+    Difference,
+    FolderInUse,
+    RunFolder,
+    differences,
+    next_run,
+)
+
+SETTINGS = {"model": "wgan", "steps": 100, "betas": (0.0, 0.9), "width": 64}
+
+
+def test_the_same_settings_go_on(run: Path) -> None:
+    RunFolder(run).claim(SETTINGS)
+    RunFolder(run).claim(SETTINGS)
+    assert RunFolder(run).settings() == {**SETTINGS, "betas": [0.0, 0.9]}
+
+
+def test_other_settings_are_refused_with_a_table_of_the_differences(run: Path) -> None:
+    RunFolder(run).claim(SETTINGS)
+    other = {**SETTINGS, "width": 8, "loss": "hinge", "steps": 50}
+    with pytest.raises(ConfigMismatch) as caught:
+        RunFolder(run).claim(other)
+    assert caught.value.differences == [
+        Difference("steps", 100, 50),
+        Difference("width", 64, 8),
+        Difference("loss", None, "hinge"),
+    ]
+    assert "  option  this run  given\n  steps   100       50\n  width   64        8" in str(
+        caught.value
+    )
+    assert RunFolder(run).settings() == {**SETTINGS, "betas": [0.0, 0.9]}
+
+
+def test_only_the_number_of_steps_may_grow(run: Path) -> None:
+    RunFolder(run).claim(SETTINGS)
+    RunFolder(run).claim({**SETTINGS, "steps": 200})
+    assert json.loads((run / "config.json").read_text())["settings"]["steps"] == 200
+    assert differences({"steps": 5, "seed": 0}, {"steps": 6, "seed": 1}) == [
+        Difference("seed", 0, 1)
+    ]
+    assert differences({"seed": 0}, {"seed": 0, "steps": 6}) == [Difference("steps", None, 6)]
+
+
+def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        RunFolder(tmp_path).claim(SETTINGS)
+    with pytest.raises(ValueError, match="is a file: a run needs a folder"):
+        RunFolder(tmp_path / "thesis.tex").claim(SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="is not the configuration of a run"):
+        RunFolder(tmp_path).claim(SETTINGS)
+
+
+def test_a_second_training_in_the_same_folder_is_refused_until_the_first_is_gone(
+    run: Path,
+) -> None:
+    folder = RunFolder(run)
+    folder.claim(SETTINGS)
+    other = (
+        "import sys\nfrom pathlib import Path\nfrom fastgen.training.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).locked():\n    print('in', flush=True)\n    input()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", other, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in\n"
+    with pytest.raises(FolderInUse, match="another process is training in"), folder.locked():
+        pass
+    process.kill()
+    process.wait()
+    with folder.locked():
+        pass
+
+
+def test_runs_are_numbered(tmp_path: Path) -> None:
+    settings = {"model": "gan", "data": "mnist:/data/mnist"}
+    assert next_run(tmp_path, settings) == tmp_path / "0001-gan-mnist"
+    (tmp_path / "0041-vae-faces").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert next_run(tmp_path, {**settings, "data": "/a/faces.npz"}) == tmp_path / "0042-gan-faces"
