@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?=
+# What suits small digits best; larger pictures want the defaults.
+DEMO := --data digits --latent-dim 16 --critic-steps 1 --lr 0.001
 bin := $(VENV)/bin
 
 .PHONY: help demo test lint typecheck clean
@@ -14,7 +16,7 @@ help:
 	@echo "make clean  remove build products (not $(VENV), not runs/)"
 
 demo: $(VENV)/.train
-	$(bin)/fastgen train wgan --data digits $(if $(RUN),--run $(RUN))
+	$(bin)/fastgen train wgan $(DEMO) $(if $(RUN),--run $(RUN))
 
 test: $(VENV)/.dev lint typecheck
 	$(bin)/pytest -n 2

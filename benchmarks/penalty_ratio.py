@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from critics import (
     penalty,
     penalty_step,
 )
+from machine import describe
 
 
 def interleaved_medians(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -97,26 +97,11 @@ def main() -> None:
                 )
 
     if options.json:
-        machine = {
-            "processor": _processor(),
-            "threads": 1,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
+        machine = describe(threads=1)
         options.json.write_text(
             json.dumps({"machine": machine, "rounds": options.rounds, "rows": rows}, indent=1)
             + "\n"
         )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ SIGTERM.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,9 @@ OUTPUT_DEFAULTS = {"device": "auto", "sample_every": 250, "checkpoint_every": 25
 
 def main() -> None:
     """The entry point of the command `fastgen`."""
+    # Threads that spin while they wait make training on a busy machine several times slower. It
+    # must be said before torch, and with it OpenMP, is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
@@ -233,6 +237,7 @@ def train(
         "precision": precision,
     }
     with _one_line_for_each_failure():
+        from fastgen.data import AffineJitter
         from fastgen.training.summary import describe
         from fastgen.training.trainer import Trainer
 
@@ -255,6 +260,7 @@ def train(
                 lr=settings["lr"],
                 betas=tuple(settings["betas"]),
                 ema_decay=settings.get("ema"),
+                augment=AffineJitter() if settings.get("augment") else None,
                 run=folder.path,
                 settings=settings,
                 held_out=splits.held_out,

@@ -369,3 +369,10 @@ def test_help_teaches_with_examples() -> None:
     assert "fastgen train vae --data mnist:~/mnist" in text
     assert "gradient-penalty:10" in text
     assert all(command in fastgen("--help").stdout for command in ("train", "sample", "info"))
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, fastgen.cli; print('torch' in sys.modules, 'typer' in sys.modules)"
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "False True\n"

@@ -8,6 +8,7 @@
 ``Splits``                the two sets that ``load`` returns: train and held_out
 ``hold_out``              makes them, the same way every time
 ``Batches``, ``Batch``    shuffled batches, batch k a pure function of (seed, k)
+``AffineJitter``          small random rotations, scalings and shifts, for training
 ``to_float``, ``to_uint8``  bytes to [-1, 1] and back
 ``fingerprint``           a short digest, to notice that the data changed
 ``DataError``             what every failure raises, in one line
@@ -17,6 +18,7 @@ Pillow (any source that resizes, any folder of images) and scikit-learn (``digit
 when used.
 """
 
+from .augmentation import AffineJitter
 from .batches import Batch, Batches
 from .dataset import ImageDataset, Splits, hold_out
 from .errors import DataError
@@ -26,6 +28,7 @@ from .sources import SOURCES, Source, load
 
 __all__ = [
     "SOURCES",
+    "AffineJitter",
     "Batch",
     "Batches",
     "DataError",

@@ -43,8 +43,8 @@ def _onednn_takes(input: Tensor) -> bool:
 def leaky_relu_(output: Tensor, negative_slope: float) -> Tensor:
     """Leaky ReLU in place; a slope of 1 is linear and costs nothing.
 
-    Not in place while a graph is traced: there it gains nothing, and torch 2.11 gets the gradients of
-    a Function wrong (all zero) whose forward changes a tensor in place.
+    Not in place while a graph is traced: there it gains nothing, and torch 2.11 gets the gradients
+    of a Function wrong (all zero) whose forward changes a tensor in place.
     """
     if negative_slope == 1:
         return output

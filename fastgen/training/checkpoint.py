@@ -30,7 +30,10 @@ PARTIAL = ".partial-"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none can be read."""
+    """A checkpoint cannot be written, or none can be read.
+
+    Its text is one line that names the path and the reason; what was complete before still is.
+    """
 
 
 class DamagedCheckpoint(CheckpointError):

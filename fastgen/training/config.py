@@ -271,7 +271,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "classifier": Recipe(
         "class probabilities",
-        {"steps": 1000, "width": 64, "lr": 1e-3, "betas": [0.9, 0.999]},
+        {"steps": 1500, "width": 32, "augment": True, "lr": 1e-3, "betas": [0.9, 0.999]},
         _classifier,
     ),
 }

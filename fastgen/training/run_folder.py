@@ -42,7 +42,10 @@ class FolderInUse(RuntimeError):
 
 
 class ConfigMismatch(ValueError):
-    """A run folder belongs to another configuration; `differences` lists them."""
+    """A run folder belongs to another configuration.
+
+    `differences` lists each setting with the run's value and the given one; the text is a table.
+    """
 
     def __init__(self, folder: Path, differences: list[Difference]) -> None:
         self.folder, self.differences = folder, differences

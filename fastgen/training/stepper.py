@@ -56,11 +56,13 @@ class Stepper:
         seed: int,
         dtype: torch.dtype,
         optimizer: OptimizerFactory,
+        augment: Callable[[Tensor], Tensor] | None,
         updates: str,
         average: WeightAverage | None,
     ) -> None:
         self._model, self._batches, self._device, self._seed = model, batches, device, seed
         self._dtype, self._run_phases, self._average = dtype, UPDATES[updates], average
+        self._augment = augment
         self.phases = model.phases()
         self.optimizers = [optimizer(phase.parameters) for phase in self.phases]
         self.losses: dict[str, Tensor] = {}
@@ -154,9 +156,12 @@ class Stepper:
         batch = self._batch(moment)
         labels = None if batch.labels is None else batch.labels.to(self._device)
         seed_generators(step_seed(self._seed, *moment), self._device)
+        images = batch.images.to(self._device)
+        if self._augment is not None:
+            images = self._augment(images)
         mixed = self._dtype != torch.float32
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=mixed):
-            return self.phases[moment.phase].loss(batch.images.to(self._device), labels)
+            return self.phases[moment.phase].loss(images, labels)
 
     def _batch(self, moment: Moment) -> Batch:
         # The phases of a step share its batches, so an epoch is as long for a GAN as for a VAE.

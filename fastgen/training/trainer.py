@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastgen.data import Batches, ImageDataset
 from fastgen.models import Model
@@ -54,6 +55,8 @@ class Trainer:
         precision: ``"fp32"``, or ``"bf16"``: losses run under autocast, weights stay float32.
         lr, betas: of Adam, one for each phase.
         optimizer: makes another optimizer from a phase's parameters, `lr` and `betas` aside.
+        augment: changes the images of every batch, :class:`~fastgen.data.AffineJitter` for one;
+            what it draws from torch's generators is a function of (seed, t) too.
         updates: ``"alternating"``: each phase sees the update of the one before;
             ``"simultaneous"``: all gradients first, then all updates.
         ema_decay: of the average of ``model.averaged``, with a warm-up, see
@@ -88,6 +91,7 @@ class Trainer:
         lr: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
         optimizer: OptimizerFactory | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
         updates: str = "alternating",
         ema_decay: float | None = 0.999,
         run: str | Path | None = None,
@@ -122,6 +126,7 @@ class Trainer:
             seed=seed,
             dtype=PRECISIONS[precision],
             optimizer=optimizer or _adam(lr, betas, self.device),
+            augment=augment,
             updates=updates,
             average=self._average,
         )
@@ -138,6 +143,7 @@ class Trainer:
             "seed": seed,
             "precision": precision,
             "optimizers": [repr(each) for each in self._stepper.optimizers],
+            "augment": repr(augment),
             "updates": updates,
             "ema_decay": ema_decay,
         }
