@@ -1,4 +1,4 @@
-"""Build entry point: everything is declared in pyproject.toml; compiled kernels will hook in here."""
+"""Build entry point; everything is declared in pyproject.toml."""
 
 from setuptools import setup
 

@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -97,11 +98,13 @@ def main() -> None:
                 )
 
     if options.json:
-        machine = describe(threads=1)
-        options.json.write_text(
-            json.dumps({"machine": machine, "rounds": options.rounds, "rows": rows}, indent=1)
-            + "\n"
-        )
+        results = {
+            "machine": describe(threads=1),
+            "date": date.today().isoformat(),
+            "rounds": options.rounds,
+            "rows": rows,
+        }
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

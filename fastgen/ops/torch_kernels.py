@@ -70,38 +70,45 @@ def mask(grad: Tensor, output: Tensor, negative_slope: float) -> Tensor:
 def weight_gradient_by_product(
     input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
 ) -> Tensor:
-    """The weight gradient as one matrix product over patches of the input, channels_last.
+    """The weight gradient as one matrix product over patches of the input, in the input's layout.
 
-    For small maps, where oneDNN's weight gradient stays far below the product: 5x5, 256 to 512
-    channels, 8x8
-    to 4x4, batch 32, one core: 53.7 to 37.3 ms in float32, 29.4 to 17.7 ms in bfloat16; 4x4, 128
-        to 256 channels:
-    4.8 to 3.0 ms in bfloat16. On maps of 8x8 and more the patches cost what the product gains.
+    For small maps, where oneDNN's weight gradient stays far below the product. Batch 32, one core:
+
+    * 5x5, 256 to 512 channels, 8x8 to 4x4: channels_last 53.7 to 37.3 ms in float32, 29.4 to
+      17.7 ms in bfloat16; contiguous 70 to 49 ms and 29 to 22 ms;
+    * 4x4, 128 to 256 channels: 4.8 to 3.0 ms in channels_last bfloat16.
+
+    On maps of 8x8 and more the patches cost what the product gains. Contiguous patches cost more:
+    they pay only for weights that no cache holds (with 2 million numbers it still loses).
     """
     (vertical, horizontal), (top, left) = geometry.stride, geometry.padding
-    height, width = weight.shape[2:]
+    channels, kernel = input.shape[1], weight.shape[2:]
     padded = F.pad(input, [left, left, top, top])
-    patches = padded.unfold(2, height, vertical).unfold(3, width, horizontal)[
-        :, :, : grad.shape[2], : grad.shape[3]
-    ]
-    rows = patches.permute(0, 2, 3, 4, 5, 1).reshape(
-        grad.shape[0] * grad.shape[2] * grad.shape[3], -1
-    )
-    product = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]).t() @ rows
-    return product.view(grad.shape[1], height, width, input.shape[1]).permute(0, 3, 1, 2)
+    patches = padded.unfold(2, kernel[0], vertical).unfold(3, kernel[1], horizontal)
+    places = grad.shape[0] * grad.shape[2] * grad.shape[3]
+    if _is_channels_last(input, weight):
+        rows = patches.permute(0, 2, 3, 4, 5, 1).reshape(places, -1)
+        product = grad.permute(0, 2, 3, 1).reshape(places, -1).t() @ rows
+        return product.view(-1, *kernel, channels).permute(0, 3, 1, 2)
+    rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(places, -1)
+    product = grad.transpose(0, 1).reshape(-1, places) @ rows
+    return product.view(-1, channels, *kernel)
 
 
-def _product_gains(input: Tensor, grad: Tensor, geometry: Geometry) -> bool:
-    return (
+def _product_gains(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    small_map = 1 < grad.shape[2] * grad.shape[3] <= 16
+    if not (
         _onednn_takes(input)
+        and small_map
         and not geometry.transposed
         and geometry.groups == 1
         and geometry.dilation == (1, 1)
-        and 1 < grad.shape[2] * grad.shape[3] <= 16
         and min(input.shape[1], grad.shape[1]) >= 64
-        and input.is_contiguous(memory_format=torch.channels_last)
-        and grad.is_contiguous(memory_format=torch.channels_last)
-    )
+    ):
+        return False
+    if _is_channels_last(input, weight):
+        return all(t.is_contiguous(memory_format=torch.channels_last) for t in (input, grad))
+    return weight.numel() >= 3_000_000
 
 
 def _is_channels_last(input: Tensor, weight: Tensor) -> bool:
@@ -179,7 +186,7 @@ class TorchConvolution:
 
     @staticmethod
     def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-        if _product_gains(input, grad, geometry):
+        if _product_gains(input, grad, weight, geometry):
             return weight_gradient_by_product(input, grad, weight, geometry)
         stride, padding, dilation, groups, transposed, output_padding = geometry
         result: Tensor = aten.convolution_backward(

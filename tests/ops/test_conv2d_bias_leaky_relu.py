@@ -86,6 +86,7 @@ def test_is_as_accurate_as_pytorch_through_the_second_order(geometry, dtype, lay
         (3, 64, 8, 2, 0),
         (64, 96, 8, 4, 1),
         (64, 64, 6, 5, 2),
+        (256, 480, 8, 5, 2),
     ],
 )
 def test_special_routes_of_image_edges_and_small_maps_are_as_accurate(
