@@ -137,10 +137,10 @@ def shortfall(results: dict[str, Any]) -> str:
     if not short:
         return f"Every row reaches its target ({targets})."
     return (
-        f"The targets are {targets}. Short of them: {', '.join(short)}. In contiguous float32 "
-        "oneDNN reorders\nevery activation around its blocked kernels, and both sides pay for it "
-        "alike; converting the layout\nourselves would be faster there, and is what the operations "
-        "promise not to do. Use channels_last."
+        f"The targets are {targets}. Short of them: {', '.join(short)}.\n"
+        "In contiguous float32 both sides pay for the same slow kernel: the input gradient to 32\n"
+        "channels takes oneDNN 13 ms, against 5 ms in channels_last. Converting the layout around it\n"
+        "gives 11 ms, and is what the operations promise not to do."
     )
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 class AffineJitter:
     """Rotate, scale and shift each image a little, each by its own random amounts.
 
-    What a classifier of few images needs: on scikit-learn's digits it takes the error on held-out
-    images from about 1.5 % to about 0.5 %. Numbers are drawn from torch's default generator on the
+    What a classifier of few images needs: on scikit-learn's digits the error on held-out images
+    was 1.4 and 1.7 % without it (two seeds, 1000 steps) and 0 to 0.3 % with it (three seeds, 1500
+    steps). Numbers are drawn from torch's default generator on the
     images' device, so inside a training step they are a function of (seed, step).
 
     Args:

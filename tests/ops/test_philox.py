@@ -37,10 +37,8 @@ def test_known_answers(counter, key, expected):
     assert " ".join(f"{word.item():08x}" for word in result) == expected
 
 
-def test_numpys_own_philox_gives_the_same_words():
-    """numpy's Philox is the 4x64 variant; the 32-bit one is written out here with numpy's
-    integers.
-    """
+def test_the_definition_in_numpys_unsigned_integers_gives_the_same_words():
+    """Written out with integers that do not wrap into a sign, as ours do."""
 
     def by_numpy(counter, key):
         c, k = np.array(counter, dtype=np.uint64), np.array(key, dtype=np.uint64)

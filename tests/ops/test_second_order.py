@@ -178,10 +178,9 @@ def test_no_layout_changes_in_any_order_of_gradient(case, transposed, channels_l
 
 def test_a_gradient_that_arrives_in_another_layout_takes_the_activations():
     network, images = stack(2, 4, 1, 1, True, transposed=False, layout=torch.channels_last)
-    network.append(nn.LeakyReLU(0.2))
     network[3].negative_slope = 0.2
     with Recorder(transposed=False) as recorder:
-        output = network[:4](images)
+        output = network(images)
         output.backward(torch.randn(output.shape))  # contiguous
     wide = [a for a in recorder.activations if a.shape[1] in (4, 6, 8)]
     assert all(a.is_contiguous(memory_format=torch.channels_last) for a in wide)
@@ -202,34 +201,32 @@ def saved_bytes():
     total[0] = sum(storages.values())
 
 
-def test_saves_no_more_than_leaky_relu_in_place_and_half_of_out_of_place():
-    images = torch.randn(8, 3, 64, 64)
+def test_saves_no_more_than_leaky_relu_in_place_and_1_8_times_less_than_out_of_place():
+    """Everything counts: the images, the weights, each activation once or twice."""
+    images = torch.randn(32, 3, 64, 64)
 
-    def critic(*activation):
+    def critic(fused, **activation):
         layers = []
-        for a, b in ((3, 16), (16, 32), (32, 64)):
-            layers += [nn.Conv2d(a, b, 4, 2, 1), *(make() for make in activation)]
-        return nn.Sequential(*layers)
+        for below, above in ((3, 64), (64, 128)):
+            if fused:
+                layers.append(ConvLeakyReLU2d(below, above, 4, 2, 1))
+            else:
+                layers += [nn.Conv2d(below, above, 4, 2, 1), nn.LeakyReLU(0.2, **activation)]
+        return nn.Sequential(*layers, ConvLeakyReLU2d(128, 1, 16, negative_slope=1))
 
-    def fused():
-        return nn.Sequential(
-            *(ConvLeakyReLU2d(a, b, 4, 2, 1) for a, b in ((3, 16), (16, 32), (32, 64)))
-        )
-
-    totals = {}
     networks = {
-        "fused": fused(),
-        "in place": critic(lambda: nn.LeakyReLU(0.2, inplace=True)),
-        "out of place": critic(lambda: nn.LeakyReLU(0.2)),
+        "fused": critic(True),
+        "in place": critic(False, inplace=True),
+        "out of place": critic(False),
     }
+    totals = {}
     for name, network in networks.items():
         with saved_bytes() as total:
-            kept = network(images)
+            kept = network(images)  # its graph keeps the saved tensors, so no storage is used twice
         totals[name] = total[0]
         del kept
     assert totals["fused"] <= totals["in place"]
-    assert totals["out of place"] >= 1.8 * (totals["fused"] - images.nbytes)
-    assert totals["out of place"] >= 1.5 * totals["fused"]
+    assert totals["out of place"] >= 1.8 * totals["fused"]
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transposed"])
