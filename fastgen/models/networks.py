@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod, sqrt
-from typing import cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from fastgen.nn import ConvLeakyReLU2d, ConvTransposeLeakyReLU2d, LinearLeakyReLU
 
 from .pyramid import KERNEL, PADDING, STRIDE, pyramid
 
-OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "linear": lambda image: image}
+OUTPUTS: dict[str, dict[str, Any]] = {
+    "tanh": {"negative_slope": 1.0, "tanh": True},
+    "linear": {"negative_slope": 1.0},
+}
 """What a top-down network does to its last map: keep images in [-1, 1], or set no bounds."""
 
 
@@ -125,13 +127,13 @@ class TopDown(nn.Module):
         self.top_shape = (*plan.top, plan.channels[-1])
         self.top = LinearLeakyReLU(latent_dim, prod(self.top_shape), negative_slope=negative_slope)
         channels = (*reversed(plan.channels), image_shape[0])
-        slopes = [negative_slope] * (len(plan.channels) - 1) + [1.0]
+        activations = [{"negative_slope": negative_slope}] * (len(plan.channels) - 1)
         self.stages = nn.Sequential(
             *(
-                ConvTransposeLeakyReLU2d(
-                    above, below, KERNEL, STRIDE, PADDING, negative_slope=slope
+                ConvTransposeLeakyReLU2d(above, below, KERNEL, STRIDE, PADDING, **activation)
+                for (above, below), activation in zip(
+                    pairwise(channels), [*activations, OUTPUTS[output]], strict=True
                 )
-                for (above, below), slope in zip(pairwise(channels), slopes, strict=True)
             )
         )
         self.apply(he_normal_)
@@ -147,7 +149,7 @@ class TopDown(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         image: Tensor = self.stages(self._top_map(z))
-        return OUTPUTS[self.output](image)
+        return image
 
     def extra_repr(self) -> str:
         return f"output={self.output!r}"

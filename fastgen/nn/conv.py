@@ -110,11 +110,15 @@ class ConvTransposeLeakyReLU2d(nn.ConvTranspose2d):
 
     Args:
         negative_slope: in [0, 1]; 0 is ReLU, 1 is no activation.
+        tanh: the hyperbolic tangent in place of leaky ReLU, for a generator's last layer.
     """
 
-    def __init__(self, *args: Any, negative_slope: float = 0.2, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, negative_slope: float = 0.2, tanh: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.negative_slope = checks.slope(negative_slope)
+        self.tanh = tanh
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         output_padding = self._output_padding(
@@ -136,19 +140,22 @@ class ConvTransposeLeakyReLU2d(nn.ConvTranspose2d):
             self.groups,
             self.dilation,
             self.negative_slope,
+            tanh=self.tanh,
         )
 
     def extra_repr(self) -> str:
         inherited = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{inherited}, negative_slope={self.negative_slope:g}"
+        activation = "tanh=True" if self.tanh else f"negative_slope={self.negative_slope:g}"
+        return f"{inherited}, {activation}"
 
     @classmethod
     def from_torch(
         cls, conv: nn.ConvTranspose2d, activation: nn.Module | None = None
     ) -> ConvTransposeLeakyReLU2d:
-        """The layer for `conv` followed by `activation` (LeakyReLU, ReLU or None); it shares
+        """The layer for `conv` followed by `activation` (LeakyReLU, ReLU, Tanh or None); it shares
         conv's parameters.
         """
+        tanh = isinstance(activation, nn.Tanh)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -160,7 +167,8 @@ class ConvTransposeLeakyReLU2d(nn.ConvTranspose2d):
             conv.bias is not None,
             conv.dilation,
             device="meta",
-            negative_slope=slope_of(activation),
+            negative_slope=1.0 if tanh else slope_of(activation),
+            tanh=tanh,
         )
         share(conv, layer)
         return layer
@@ -182,4 +190,6 @@ class ConvTransposeLeakyReLU2d(nn.ConvTranspose2d):
             device="meta",
         )
         share(self, conv)
+        if self.tanh:
+            return nn.Sequential(conv, nn.Tanh())
         return with_activation(conv, self.negative_slope)

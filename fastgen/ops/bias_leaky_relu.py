@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from . import backend as backends
 from . import checks
-from .gradients import channel_sum, mask, wanted
+from .gradients import channel_sum, mask, mask_sum, wanted
 
 
 class BiasLeakyReLU(Function):
@@ -32,14 +32,14 @@ class BiasLeakyReLU(Function):
             return None, None, None, None
         (output,) = ctx.saved_tensors
 
-        if output is not None:
-            grad = mask(grad, output, ctx.negative_slope, ctx.kernels)
-        return (
-            grad if wanted(ctx, 0) else None,
-            channel_sum(grad) if wanted(ctx, 1) else None,
-            None,
-            None,
-        )
+        grad_bias = None
+        if output is None:
+            grad_bias = channel_sum(grad) if wanted(ctx, 1) else None
+        elif wanted(ctx, 1):
+            grad, grad_bias = mask_sum(grad, output, ctx.negative_slope, ctx.kernels)
+        else:
+            grad = mask(grad, None, output, ctx.negative_slope, ctx.kernels)
+        return grad if wanted(ctx, 0) else None, grad_bias, None, None
 
 
 def bias_leaky_relu(

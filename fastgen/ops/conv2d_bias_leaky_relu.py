@@ -9,7 +9,8 @@ from torch import Tensor
 
 from . import backend as backends
 from . import checks
-from .convolution import Geometry, autocast, check, convolution
+from .convolution import convolution
+from .geometry import Geometry, autocast, check
 
 
 def conv2d_bias_leaky_relu(

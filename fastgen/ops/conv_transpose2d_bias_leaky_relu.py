@@ -8,7 +8,8 @@ from torch import Tensor
 
 from . import backend as backends
 from . import checks
-from .convolution import Geometry, autocast, check, convolution
+from .convolution import Activation, convolution
+from .geometry import Geometry, autocast, check
 
 
 def conv_transpose2d_bias_leaky_relu(
@@ -22,6 +23,7 @@ def conv_transpose2d_bias_leaky_relu(
     dilation: int | Sequence[int] = 1,
     negative_slope: float = 0.2,
     *,
+    tanh: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     r"""Two-dimensional transposed convolution, bias and leaky ReLU in one operation.
@@ -43,6 +45,8 @@ def conv_transpose2d_bias_leaky_relu(
             the end.
         groups: divides C and K.
         negative_slope: in [0, 1]; 0 is ReLU, 1 is a transposed convolution without activation.
+        tanh: the hyperbolic tangent in place of leaky ReLU, for the end of a generator; then
+            `negative_slope` plays no part. Its derivative 1 - y^2 is taken at every order.
         backend: ``"auto"`` or the name of a backend (see :func:`fastgen.backend`).
 
     Returns:
@@ -76,6 +80,7 @@ def conv_transpose2d_bias_leaky_relu(
             groups,
             dilation,
             slope,
+            tanh=tanh,
             backend=backend,
         )
         return batched.squeeze(0)
@@ -96,4 +101,5 @@ def conv_transpose2d_bias_leaky_relu(
     check(cast_input, cast_weight, cast_bias, geometry)
 
     kernels = backends.select("conv_transpose2d_bias_leaky_relu", backend, input.device)
-    return convolution(cast_input, cast_weight, cast_bias, slope, geometry, kernels)
+    activation: Activation = "tanh" if tanh else slope
+    return convolution(cast_input, cast_weight, cast_bias, activation, geometry, kernels)

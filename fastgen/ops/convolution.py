@@ -15,35 +15,30 @@ Each is linear in both arguments and each derivative is again one of the three:
     ============  ==============================  ==============================
 
 so gradients of every order cost one primitive per term and nothing else. Only the output is saved
-beside
-the operands: for a slope >= 0 its sign is the sign of the pre-activation, and the next layer saves
-    it anyway.
+beside the operands: for a slope >= 0 its sign is the sign of the pre-activation, and the next
+layer saves it anyway.
+
+The mask of leaky ReLU goes along: the backward of a layer is m = mask(g; y) and dgrad(m, w), and
+its derivative, the tangent pass of a gradient penalty, is mask(fprop(v, w); y): the layer's own
+forward with the mask taken from y, one fused kernel again.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import checks
-from .gradients import channel_sum, mask, wanted
+from .geometry import Geometry
+from .gradients import MaskKernels, channel_sum, mask, mask_sum, masked, wanted
+
+Activation = float | Literal["tanh"]
+"""The slope of a leaky ReLU (1 is linear), or the bounded end of a generator."""
 
 
-class Geometry(NamedTuple):
-    """Everything about a convolution that is not a tensor."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    transposed: bool
-    output_padding: tuple[int, int]
-
-
-class ConvolutionKernels(Protocol):
+class ConvolutionKernels(MaskKernels, Protocol):
     """What a backend gives: the primitives, without autograd. No primitive converts a layout."""
 
     def forward(
@@ -51,60 +46,147 @@ class ConvolutionKernels(Protocol):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        activation: Activation,
+        geometry: Geometry,
+    ) -> Tensor:
+        """activation(fprop(input, weight) + bias)."""
+
+    def masked_forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Tensor,
         negative_slope: float,
         geometry: Geometry,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """mask(fprop(input, weight) + bias; output)."""
 
     def input_gradient(
         self, grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """dgrad(grad, weight) for an input of height and width `size`."""
 
     def weight_gradient(
         self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
-    ) -> Tensor: ...
-
-    def mask(self, grad: Tensor, output: Tensor, negative_slope: float) -> Tensor: ...
+    ) -> Tensor:
+        """wgrad(input, grad) for a weight like `weight`."""
 
 
 class Convolution(Function):
-    """leaky_relu(fprop(input, weight) + bias)."""
+    """activation(fprop(input, weight) + bias), or the tangent of that layer: given `mask_from`,
+    the output of a leaky ReLU, mask(fprop(input, weight) + bias; mask_from).
+    """
 
     @staticmethod
     def forward(
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        negative_slope: float,
+        mask_from: Tensor | None,
+        activation: Activation,
         geometry: Geometry,
         kernels: ConvolutionKernels,
     ) -> Tensor:
-        return kernels.forward(input, weight, bias, negative_slope, geometry)
+        if mask_from is None:
+            return kernels.forward(input, weight, bias, activation, geometry)
+        assert activation != "tanh"
+        return kernels.masked_forward(input, weight, bias, mask_from, activation, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.set_materialize_grads(False)
-        input, weight, _, ctx.negative_slope, ctx.geometry, ctx.kernels = inputs
+        input, weight, _, mask_from, ctx.activation, ctx.geometry, ctx.kernels = inputs
         ctx.size = tuple(input.shape[2:])
         # What no gradient will need is not kept alive.
         ctx.save_for_backward(
             input if ctx.needs_input_grad[1] else None,
             weight,
-            output if ctx.negative_slope != 1 else None,
+            None if ctx.activation == 1 else output if mask_from is None else mask_from,
         )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
-            return None, None, None, None, None, None
+            return None, None, None, None, None, None, None
         input, weight, output = ctx.saved_tensors
         rest = ctx.geometry, ctx.kernels
+        slope = ctx.activation
+        if slope == "tanh":
+            # PyTorch's own, whose derivative in the output is not 0.
+            grad, output = torch.ops.aten.tanh_backward(grad, output), None
 
-        if output is not None:
-            grad = mask(grad, output, ctx.negative_slope, ctx.kernels)
-        grad_input = input_gradient(grad, weight, ctx.size, *rest) if wanted(ctx, 0) else None
+        grad_input = grad_bias = None
+        if output is None:
+            if wanted(ctx, 0):
+                grad_input = input_gradient(grad, weight, ctx.size, *rest)
+            if wanted(ctx, 2):
+                grad_bias = channel_sum(grad)
+        elif wanted(ctx, 0):
+            grad_input, grad, grad_bias = LayerGradient.apply(  # type: ignore[no-untyped-call]
+                grad, weight, output, slope, ctx.size, wanted(ctx, 2), *rest
+            )
+        elif wanted(ctx, 2):
+            grad, grad_bias = mask_sum(grad, output, slope, ctx.kernels)
+        elif wanted(ctx, 1):
+            grad = mask(grad, None, output, slope, ctx.kernels)
+
         grad_weight = weight_gradient(input, grad, weight, *rest) if wanted(ctx, 1) else None
-        grad_bias = channel_sum(grad) if wanted(ctx, 2) else None
-        return grad_input, grad_weight, grad_bias, None, None, None
+        return grad_input, grad_weight, grad_bias, None, None, None, None
+
+
+class LayerGradient(Function):
+    """The backward of a layer in its input: (dgrad(m, w), m, sum of m per channel or None) with
+    m = mask(g; y).
+
+    Its adjoint takes (v, u, t) to mask(fprop(v, w) + u + t_c; y), which without u, and a penalty
+    has none, is the forward of the layer with its mask taken from y.
+    """
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        weight: Tensor,
+        output: Tensor,
+        negative_slope: float,
+        size: tuple[int, int],
+        with_sum: bool,
+        geometry: Geometry,
+        kernels: ConvolutionKernels,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        total = None
+        if with_sum:
+            through, total = kernels.mask_sum(grad, output, negative_slope)
+        else:
+            through = kernels.mask(grad, None, output, negative_slope)
+        return kernels.input_gradient(through, weight, size, geometry), through, total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        _, weight, layer_output, ctx.negative_slope, _, _, ctx.geometry, ctx.kernels = inputs
+        _, through, _ = output
+        ctx.save_for_backward(through if ctx.needs_input_grad[1] else None, weight, layer_output)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor | None, u: Tensor | None, t: Tensor | None) -> Any:
+        if v is None and u is None and t is None:
+            return (None,) * 8
+        through, weight, output = ctx.saved_tensors
+        rest = ctx.geometry, ctx.kernels
+
+        grad_grad = grad_weight = None
+        if wanted(ctx, 0):
+            if v is None:
+                grad_grad = masked(u, t, output, ctx.negative_slope, ctx.kernels)
+            elif u is None:
+                grad_grad = tangent(v, weight, t, output, ctx.negative_slope, *rest)
+            else:
+                sum_of_both = convolution(v, weight, None, 1.0, *rest) + u
+                grad_grad = mask(sum_of_both, t, output, ctx.negative_slope, ctx.kernels)
+        if v is not None and wanted(ctx, 1):
+            grad_weight = weight_gradient(v, through, weight, *rest)
+        return grad_grad, grad_weight, None, None, None, None, None, None
 
 
 class InputGradient(Function):
@@ -172,13 +254,29 @@ def convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    activation: Activation,
+    geometry: Geometry,
+    kernels: ConvolutionKernels,
+) -> Tensor:
+    """activation(fprop(input, weight) + bias), differentiable to every order."""
+    output: Tensor = Convolution.apply(input, weight, bias, None, activation, geometry, kernels)  # type: ignore[no-untyped-call]
+    return output
+
+
+def tangent(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
     negative_slope: float,
     geometry: Geometry,
     kernels: ConvolutionKernels,
 ) -> Tensor:
-    """leaky_relu(fprop(input, weight) + bias), differentiable to every order."""
-    output: Tensor = Convolution.apply(input, weight, bias, negative_slope, geometry, kernels)  # type: ignore[no-untyped-call]
-    return output
+    """mask(fprop(input, weight) + bias; output), differentiable to every order."""
+    result: Tensor = Convolution.apply(  # type: ignore[no-untyped-call]
+        input, weight, bias, output, negative_slope, geometry, kernels
+    )
+    return result
 
 
 def input_gradient(
@@ -199,75 +297,3 @@ def weight_gradient(
     """wgrad(input, grad) for a weight like `weight`, differentiable to every order."""
     output: Tensor = WeightGradient.apply(input, grad, weight.detach(), geometry, kernels)  # type: ignore[no-untyped-call]
     return output
-
-
-def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
-    """Refuse tensors that do not fit each other or the geometry, naming the argument."""
-    checks.floating_tensor("input", input)
-    checks.floating_tensor("weight", weight)
-    checks.same_kind("weight", weight, input)
-    if input.dim() != 4:
-        raise ValueError(
-            f"input must have shape (N, C, H, W) or (C, H, W) (got {tuple(input.shape)})"
-        )
-    if weight.dim() != 4 or 0 in weight.shape:
-        raise ValueError(
-            f"weight must have four dimensions, none of them 0 (got {tuple(weight.shape)})"
-        )
-
-    groups, transposed = geometry.groups, geometry.transposed
-    inner, outer = (
-        (weight.shape[0], weight.shape[1] * groups)
-        if transposed
-        else (weight.shape[1] * groups, weight.shape[0])
-    )
-    if input.shape[1] != inner:
-        raise ValueError(
-            f"input must have {inner} channels for a weight of shape {tuple(weight.shape)} "
-            f"and groups={groups} (got {input.shape[1]} in {tuple(input.shape)})"
-        )
-    if weight.shape[0] % groups:
-        raise ValueError(f"groups must divide weight.shape[0] = {weight.shape[0]} (got {groups})")
-    if bias is not None:
-        checks.floating_tensor("bias", bias)
-        checks.same_kind("bias", bias, input)
-        checks.vector("bias", bias, outer, "one number per output channel")
-
-    for axis, name in enumerate(("height", "width")):
-        size, kernel = input.shape[2 + axis], weight.shape[2 + axis]
-        reach = geometry.dilation[axis] * (kernel - 1) + 1
-        if transposed:
-            result = (
-                (size - 1) * geometry.stride[axis]
-                - 2 * geometry.padding[axis]
-                + reach
-                + geometry.output_padding[axis]
-            )
-            if result < 1:
-                raise ValueError(
-                    f"input of {name} {size} gives an output of {name} {result}: "
-                    "use less padding or a larger input"
-                )
-        elif size + 2 * geometry.padding[axis] < reach:
-            raise ValueError(
-                f"input of {name} {size} with padding {geometry.padding[axis]} is smaller than "
-                f"the kernel, which spans {reach} "
-                f"(kernel {kernel}, dilation {geometry.dilation[axis]})"
-            )
-
-
-def autocast(
-    input: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors in autocast's dtype where it is on, as PyTorch's own convolutions do; float64
-    stays.
-    """
-    if not torch.is_autocast_enabled(input.device.type):
-        return input, weight, bias
-    dtype = torch.get_autocast_dtype(input.device.type)
-
-    def cast(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
-
-    return cast(input), cast(weight), None if bias is None else cast(bias)

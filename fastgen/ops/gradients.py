@@ -12,7 +12,7 @@ weight-gradient primitive, lives in `convolution`):
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,41 +42,123 @@ def wanted(ctx: Any, index: int) -> bool:
         return True
 
 
-class Mask(Function):
-    """mask(g, y) = g * (1 if y > 0 else negative_slope): leaky ReLU's derivative from its output.
+class MaskKernels(Protocol):
+    """What a backend gives for the derivative of leaky ReLU, without autograd."""
 
-    Linear in g, so its own derivative is the mask again: every order closes. In y it is piecewise
-    constant; that derivative is 0 almost everywhere and stays undefined.
+    def mask(
+        self, grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
+    ) -> Tensor: ...
+
+    def mask_sum(
+        self, grad: Tensor, output: Tensor, negative_slope: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Mask(Function):
+    """mask(g, s; y) = (g + s_c) * (1 if y > 0 else negative_slope), s one number per channel or
+    None.
+
+    Leaky ReLU's derivative from its output y. Linear in (g, s); its adjoint takes v to
+    mask(v; y) and that one's sum per channel, which is `MaskSum`. In y it is piecewise constant:
+    that derivative is 0 almost everywhere and stays undefined.
     """
 
     @staticmethod
-    def forward(grad: Tensor, output: Tensor, negative_slope: float, kernels: Any) -> Tensor:
-        result: Tensor = kernels.mask(grad, output, negative_slope)
-        return result
+    def forward(
+        grad: Tensor,
+        shift: Tensor | None,
+        output: Tensor,
+        negative_slope: float,
+        kernels: MaskKernels,
+    ) -> Tensor:
+        return kernels.mask(grad, shift, output, negative_slope)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        _, ctx.shift, saved, ctx.negative_slope, ctx.kernels = inputs
+        ctx.shift = ctx.shift is not None
+        ctx.save_for_backward(saved)
+
+    @staticmethod
+    def backward(ctx: Any, tangent: Tensor | None) -> Any:
+        if tangent is None:
+            return None, None, None, None, None
+        (output,) = ctx.saved_tensors
+        rest = output, ctx.negative_slope, ctx.kernels
+
+        grad_grad = grad_shift = None
+        if ctx.shift and wanted(ctx, 1):
+            grad_grad, grad_shift = mask_sum(tangent, *rest)
+        elif wanted(ctx, 0):
+            grad_grad = mask(tangent, None, *rest)
+        return grad_grad, grad_shift, None, None, None
+
+
+class MaskSum(Function):
+    """mask(g; y) and its sum per channel, the gradient of a bias: one pass over both tensors.
+
+    Its adjoint takes (v, t) to mask(v, t; y): the two close under differentiation.
+    """
+
+    @staticmethod
+    def forward(
+        grad: Tensor, output: Tensor, negative_slope: float, kernels: MaskKernels
+    ) -> tuple[Tensor, Tensor]:
+        return kernels.mask_sum(grad, output, negative_slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)
         _, saved, ctx.negative_slope, ctx.kernels = inputs
         ctx.save_for_backward(saved)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> Any:
-        if grad is None or not wanted(ctx, 0):
+    def backward(ctx: Any, tangent: Tensor | None, tangent_sum: Tensor | None) -> Any:
+        if (tangent is None and tangent_sum is None) or not wanted(ctx, 0):
             return None, None, None, None
         (output,) = ctx.saved_tensors
-        return mask(grad, output, ctx.negative_slope, ctx.kernels), None, None, None
+        grad_grad = masked(tangent, tangent_sum, output, ctx.negative_slope, ctx.kernels)
+        return grad_grad, None, None, None
 
 
-def mask(grad: Tensor, output: Tensor, negative_slope: float, kernels: Any) -> Tensor:
-    """`grad` where `output` is positive, `negative_slope * grad` elsewhere; differentiable in
-    `grad`.
+def mask(
+    grad: Tensor,
+    shift: Tensor | None,
+    output: Tensor,
+    negative_slope: float,
+    kernels: MaskKernels,
+) -> Tensor:
+    """`grad + shift` where `output` is positive, `negative_slope` times that elsewhere;
+    differentiable in `grad` and `shift`.
     """
     # The edge to `output` stays, though nothing flows back on it: what is masked then requires a
     # gradient exactly where PyTorch's own composition does, and a backward through it alone is no
     # error.
-    masked: Tensor = Mask.apply(grad, output, negative_slope, kernels)  # type: ignore[no-untyped-call]
-    return masked
+    result: Tensor = Mask.apply(grad, shift, output, negative_slope, kernels)  # type: ignore[no-untyped-call]
+    return result
+
+
+def mask_sum(
+    grad: Tensor, output: Tensor, negative_slope: float, kernels: MaskKernels
+) -> tuple[Tensor, Tensor]:
+    """mask(grad; output) and its sum over everything but the channels; differentiable in `grad`."""
+    pair: tuple[Tensor, Tensor] = MaskSum.apply(grad, output, negative_slope, kernels)  # type: ignore[no-untyped-call]
+    return pair
+
+
+def masked(
+    grad: Tensor | None,
+    shift: Tensor | None,
+    output: Tensor,
+    negative_slope: float,
+    kernels: MaskKernels,
+) -> Tensor:
+    """`mask` of whichever of the two is there."""
+    if grad is None:
+        assert shift is not None
+        grad, shift = shift.view(-1, *[1] * (output.dim() - 2)).expand_as(output), None
+    return mask(grad, shift, output, negative_slope, kernels)
 
 
 def channel_sum(grad: Tensor) -> Tensor:

@@ -66,16 +66,18 @@ def conv_transpose2d_bias_leaky_relu(
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
     negative_slope: float = 0.2,
+    *,
+    tanh: bool = False,
 ) -> Tensor:
-    """leaky_relu(conv_transpose2d(input, weight, bias)).
+    """leaky_relu(conv_transpose2d(input, weight, bias)), or tanh of it.
 
     The plain composition behind :func:`fastgen.ops.conv_transpose2d_bias_leaky_relu`,
     differentiable by PyTorch itself.
     """
-    return F.leaky_relu(
-        F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation),
-        negative_slope,
+    result = F.conv_transpose2d(
+        input, weight, bias, stride, padding, output_padding, groups, dilation
     )
+    return torch.tanh(result) if tanh else F.leaky_relu(result, negative_slope)
 
 
 def reparameterize(mu: Tensor, logvar: Tensor, *, seed: Tensor) -> Tensor:

@@ -82,7 +82,13 @@ class ReparameterizeKL(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
+        if grad_z is None and grad_kl is None:
+            return None, None, None, None
         mu, logvar, seed = ctx.saved_tensors
+        traced = torch.compiler.is_compiling()
+        if not torch.is_grad_enabled() and not traced and wanted(ctx, 0) and wanted(ctx, 1):
+            return *ctx.kernels.backward(grad_z, grad_kl, mu, logvar, seed), None, None
+        # With create_graph: the same in pieces that are differentiable themselves.
         grad_mu = grad_z
         grad_logvar = None
         if grad_z is not None and wanted(ctx, 1):

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend, phases
-from .convolution import Geometry
+from .convolution import Activation
+from .geometry import Geometry
+from .gradients import channel_sum
 from .philox import normal
 
 aten = torch.ops.aten
@@ -40,23 +42,31 @@ def _onednn_takes(input: Tensor) -> bool:
     )
 
 
-def leaky_relu_(output: Tensor, negative_slope: float) -> Tensor:
-    """Leaky ReLU in place; a slope of 1 is linear and costs nothing.
+def activate_(output: Tensor, activation: Activation) -> Tensor:
+    """The activation in place; a slope of 1 is linear and costs nothing.
 
     Not in place while a graph is traced: there it gains nothing, and torch 2.11 gets the gradients
     of a Function wrong (all zero) whose forward changes a tensor in place.
     """
-    if negative_slope == 1:
+    if activation == 1:
         return output
+    if activation == "tanh":
+        return torch.tanh(output) if torch.compiler.is_compiling() else output.tanh_()
     if torch.compiler.is_compiling():
-        traced: Tensor = aten.leaky_relu(output, negative_slope)
+        traced: Tensor = aten.leaky_relu(output, activation)
         return traced
-    changed: Tensor = aten.leaky_relu_(output, negative_slope)
+    changed: Tensor = aten.leaky_relu_(output, activation)
     return changed
 
 
-def mask(grad: Tensor, output: Tensor, negative_slope: float) -> Tensor:
-    """`grad * (1 if output > 0 else negative_slope)` in one pass, in the layout of `output`."""
+def _per_channel(vector: Tensor, tensor: Tensor) -> Tensor:
+    return vector.view(-1, *[1] * (tensor.dim() - 2))
+
+
+def mask(grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float) -> Tensor:
+    """`(grad + shift) * (1 if output > 0 else negative_slope)` in the layout of `output`."""
+    if shift is not None:
+        grad = grad + _per_channel(shift, grad)
     if grad.stride() == output.stride() or torch.compiler.is_compiling():
         result: Tensor = aten.leaky_relu_backward(grad, output, negative_slope, True)
         return result
@@ -65,6 +75,25 @@ def mask(grad: Tensor, output: Tensor, negative_slope: float) -> Tensor:
     result = torch.empty_like(output)
     aten.leaky_relu_backward.grad_input(grad, output, negative_slope, True, grad_input=result)
     return result
+
+
+def mask_(fresh: Tensor, output: Tensor, negative_slope: float) -> Tensor:
+    """The mask in place, on a tensor that nobody else holds; out of place as in `activate_`."""
+    if torch.compiler.is_compiling() or fresh.stride() != output.stride():
+        return mask(fresh, None, output, negative_slope)
+    aten.leaky_relu_backward.grad_input(fresh, output, negative_slope, True, grad_input=fresh)
+    return fresh
+
+
+class TorchMask:
+    """The mask, alone and with the gradient of a bias."""
+
+    mask = staticmethod(mask)
+
+    @staticmethod
+    def mask_sum(grad: Tensor, output: Tensor, negative_slope: float) -> tuple[Tensor, Tensor]:
+        through = mask(grad, None, output, negative_slope)
+        return through, channel_sum(through)
 
 
 def weight_gradient_by_product(
@@ -118,19 +147,17 @@ def _is_channels_last(input: Tensor, weight: Tensor) -> bool:
     ) or (not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last))
 
 
-class TorchConvolution:
+class TorchConvolution(TorchMask):
     """Convolution and transposed convolution by `aten::convolution` and
     `aten::convolution_backward`.
     """
-
-    mask = staticmethod(mask)
 
     @staticmethod
     def forward(
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        negative_slope: float,
+        activation: Activation,
         geometry: Geometry,
     ) -> Tensor:
         stride, padding, dilation, groups, transposed, output_padding = geometry
@@ -140,23 +167,35 @@ class TorchConvolution:
             output = aten.convolution(
                 input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
             )
-            return leaky_relu_(output, negative_slope)
+            return activate_(output, activation)
 
-        activation = (
-            ("none", [], "") if negative_slope == 1 else ("leaky_relu", [negative_slope], "")
+        post = {1: ("none", [], ""), "tanh": ("tanh", [], "")}.get(
+            activation, ("leaky_relu", [activation], "")
         )
         if not transposed:
             fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                input, weight, bias, padding, stride, dilation, groups, *activation
+                input, weight, bias, padding, stride, dilation, groups, *post
             )
             return fused
-        size = transposed_size(input, weight, geometry)
+        size = geometry.transposed_size(input, weight)
         if phases.fits(weight, size, _size(input), stride, padding, dilation, groups):
-            return leaky_relu_(_by_phases(input, weight, bias, geometry), negative_slope)
+            return activate_(_by_phases(input, weight, bias, geometry), activation)
         fused = torch.ops.mkldnn._convolution_transpose_pointwise(
-            input, weight, bias, padding, output_padding, stride, dilation, groups, *activation
+            input, weight, bias, padding, output_padding, stride, dilation, groups, *post
         )
         return fused
+
+    @classmethod
+    def masked_forward(
+        cls,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Tensor,
+        negative_slope: float,
+        geometry: Geometry,
+    ) -> Tensor:
+        return mask_(cls.forward(input, weight, bias, 1.0, geometry), output, negative_slope)
 
     @staticmethod
     def input_gradient(
@@ -177,7 +216,7 @@ class TorchConvolution:
             weight, size, _size(grad), stride, padding, dilation, groups
         ):
             return _by_phases(grad, weight, None, geometry)
-        smallest = transposed_size(grad, weight, geometry)
+        smallest = geometry.transposed_size(grad, weight)
         missing = [size[0] - smallest[0], size[1] - smallest[1]]
         result = aten.convolution(
             grad, weight, None, stride, padding, dilation, True, missing, groups
@@ -209,19 +248,6 @@ def _size(tensor: Tensor) -> tuple[int, int]:
     return tensor.shape[2], tensor.shape[3]
 
 
-def transposed_size(input: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, int]:
-    """Height and width of the transposed convolution of `input`."""
-    height, width = (
-        (input.shape[2 + axis] - 1) * geometry.stride[axis]
-        - 2 * geometry.padding[axis]
-        + geometry.dilation[axis] * (weight.shape[2 + axis] - 1)
-        + 1
-        + geometry.output_padding[axis]
-        for axis in (0, 1)
-    )
-    return height, width
-
-
 def _by_phases(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The transposed convolution of a shape that `phases.fits`."""
     step, padding = geometry.stride[0], geometry.padding
@@ -234,10 +260,8 @@ def _by_phases(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geo
     return phases.shuffle(result, step, channels_last=channels_last)
 
 
-class TorchBiasLeakyReLU:
+class TorchBiasLeakyReLU(TorchMask):
     """Bias and leaky ReLU: one addition and one pass in place."""
-
-    mask = staticmethod(mask)
 
     @staticmethod
     def forward(input: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
@@ -246,7 +270,7 @@ class TorchBiasLeakyReLU:
                 aten.leaky_relu(input, negative_slope) if negative_slope != 1 else input.clone()
             )
             return output
-        return leaky_relu_(input + bias.view(-1, *[1] * (input.dim() - 2)), negative_slope)
+        return activate_(input + _per_channel(bias, input), negative_slope)
 
 
 for _operation in ("conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"):
@@ -288,6 +312,26 @@ class TorchReparameterize:
         return cls.forward(mu, logvar, seed), terms.flatten(1).sum(
             1
         ) / 2 if mu.dim() > 1 else terms / 2
+
+    @staticmethod
+    def backward(
+        grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, seed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(mu.dtype, torch.float32)
+        grad_mu = None if grad_z is None else grad_z.to(wide)
+        grad_logvar = None
+        if grad_z is not None:
+            noise = torch.exp(logvar.to(wide) / 2) * normal(logvar.shape, seed)
+            grad_logvar = noise.mul_(grad_z).div_(2)
+        if grad_kl is not None:
+            per_sample = grad_kl.view(-1, *[1] * (mu.dim() - 1))
+            through_mu = per_sample * mu
+            growth = torch.expm1(logvar.to(wide)).mul_(per_sample).div_(2)
+            grad_mu = through_mu if grad_mu is None else through_mu.add_(grad_mu)
+            grad_logvar = growth if grad_logvar is None else growth.add_(grad_logvar)
+        assert grad_mu is not None
+        assert grad_logvar is not None
+        return _like(mu, grad_mu), _like(logvar, grad_logvar)
 
 
 backend.register("reparameterize", "torch", TorchReparameterize)

@@ -123,3 +123,15 @@ def test_linear_under_autocast_follows_pytorch(dtype):
     layer, x = LinearLeakyReLU(4, 3), torch.randn(2, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         assert layer(x).dtype == nn.Linear(4, 3)(x).dtype == dtype
+
+
+def test_a_transposed_layer_takes_tanh_and_gives_it_back():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.ConvTranspose2d(4, 3, 4, 2, 1), nn.Tanh())
+    fused = ConvTransposeLeakyReLU2d.from_torch(*plain)
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(fused(x), plain(x))
+    back = fused.to_torch()
+    assert [type(m) for m in back] == [nn.ConvTranspose2d, nn.Tanh]
+    assert torch.equal(back(x), plain(x))
+    assert "tanh=True" in repr(fused)

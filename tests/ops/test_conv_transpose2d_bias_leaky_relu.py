@@ -80,6 +80,29 @@ def test_the_generators_last_layer_is_as_accurate_by_phases(
     )
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("geometry", GEOMETRIES[:4])
+def test_tanh_has_right_gradients_to_the_second_order(geometry, layout):
+    arguments, options = case(geometry, layout=layout)
+    function = partial(conv_transpose2d_bias_leaky_relu, tanh=True, **options)
+    leaves = [t.requires_grad_() for t in arguments]
+    assert gradcheck(function, leaves)
+    assert gradgradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("inner", [16, 3])
+def test_tanh_is_as_accurate_as_pytorchs(inner, layout, dtype):
+    arguments = tensors(((3, inner, 8, 8), (inner, 3, 4, 4), (3,)), dtype, layout)
+    options = {"stride": 2, "padding": 1, "tanh": True}
+    assert_as_accurate_as_torch(
+        partial(conv_transpose2d_bias_leaky_relu, **options),
+        partial(reference.conv_transpose2d_bias_leaky_relu, **options),
+        arguments,
+    )
+
+
 def test_a_single_picture_and_an_empty_batch_work():
     (x, w, b), options = case(GEOMETRIES[1])
     batch = conv_transpose2d_bias_leaky_relu(x, w, b, **options)
@@ -93,10 +116,11 @@ def test_a_single_picture_and_an_empty_batch_work():
         assert not w.grad.any()
 
 
-def test_compiles_without_a_graph_break_and_equals_eager():
+@pytest.mark.parametrize("tanh", [False, True])
+def test_compiles_without_a_graph_break_and_equals_eager(tanh):
     torch.compiler.reset()
     (x, w, b), options = case(GEOMETRIES[1], torch.float32)
-    function = partial(conv_transpose2d_bias_leaky_relu, **options)
+    function = partial(conv_transpose2d_bias_leaky_relu, tanh=tanh, **options)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
 
     def run(f):

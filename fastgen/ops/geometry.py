@@ -1,0 +1,100 @@
+"""What describes a convolution beside its tensors, and the checks that both convolutions share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checks
+
+
+class Geometry(NamedTuple):
+    """Everything about a convolution that is not a tensor."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    transposed: bool
+    output_padding: tuple[int, int]
+
+    def transposed_size(self, input: Tensor, weight: Tensor) -> tuple[int, int]:
+        """Height and width of the transposed convolution of `input`."""
+        height, width = (
+            (input.shape[2 + axis] - 1) * self.stride[axis]
+            - 2 * self.padding[axis]
+            + self.dilation[axis] * (weight.shape[2 + axis] - 1)
+            + 1
+            + self.output_padding[axis]
+            for axis in (0, 1)
+        )
+        return height, width
+
+
+def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
+    """Refuse tensors that do not fit each other or the geometry, naming the argument."""
+    checks.floating_tensor("input", input)
+    checks.floating_tensor("weight", weight)
+    checks.same_kind("weight", weight, input)
+    if input.dim() != 4:
+        raise ValueError(
+            f"input must have shape (N, C, H, W) or (C, H, W) (got {tuple(input.shape)})"
+        )
+    if weight.dim() != 4 or 0 in weight.shape:
+        raise ValueError(
+            f"weight must have four dimensions, none of them 0 (got {tuple(weight.shape)})"
+        )
+
+    groups, transposed = geometry.groups, geometry.transposed
+    inner, outer = (
+        (weight.shape[0], weight.shape[1] * groups)
+        if transposed
+        else (weight.shape[1] * groups, weight.shape[0])
+    )
+    if input.shape[1] != inner:
+        raise ValueError(
+            f"input must have {inner} channels for a weight of shape {tuple(weight.shape)} "
+            f"and groups={groups} (got {input.shape[1]} in {tuple(input.shape)})"
+        )
+    if weight.shape[0] % groups:
+        raise ValueError(f"groups must divide weight.shape[0] = {weight.shape[0]} (got {groups})")
+    if bias is not None:
+        checks.floating_tensor("bias", bias)
+        checks.same_kind("bias", bias, input)
+        checks.vector("bias", bias, outer, "one number per output channel")
+
+    for axis, name in enumerate(("height", "width")):
+        size, kernel = input.shape[2 + axis], weight.shape[2 + axis]
+        reach = geometry.dilation[axis] * (kernel - 1) + 1
+        if transposed:
+            result = geometry.transposed_size(input, weight)[axis]
+            if result < 1:
+                raise ValueError(
+                    f"input of {name} {size} gives an output of {name} {result}: "
+                    "use less padding or a larger input"
+                )
+        elif size + 2 * geometry.padding[axis] < reach:
+            raise ValueError(
+                f"input of {name} {size} with padding {geometry.padding[axis]} is smaller than "
+                f"the kernel, which spans {reach} "
+                f"(kernel {kernel}, dilation {geometry.dilation[axis]})"
+            )
+
+
+def autocast(
+    input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors in autocast's dtype where it is on, as PyTorch's own convolutions do; float64
+    stays.
+    """
+    if not torch.is_autocast_enabled(input.device.type):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(input.device.type)
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible else tensor
+
+    return cast(input), cast(weight), None if bias is None else cast(bias)
