@@ -342,9 +342,9 @@ def evaluate(
     """
     with _one_line_for_each_failure(), _wrong_input():
         from fastgen.data import fingerprint, load
+        from fastgen.files import replace_file
         from fastgen.training.devices import resolve_device
         from fastgen.training.evaluation import evaluate as measure
-        from fastgen.training.files import replace_file
         from fastgen.training.loading import load_run
         from fastgen.training.report import write_report
 

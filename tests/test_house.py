@@ -24,7 +24,8 @@ PACKAGE = ROOT / "fastgen"
 # Imports go down this list only. A row's rooms do not import each other. `accelerate` shares the
 # second floor with `nn`, whose layers it puts in; `fastgen` is the package's own `__init__`.
 FLOORS = (
-    ("version",),
+    ("version", "files"),
+    ("kernels",),
     ("ops",),
     ("nn",),
     ("accelerate",),

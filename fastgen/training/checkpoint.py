@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .files import flush_folder, write_flushed
+from fastgen.files import flush_folder, write_flushed
 
 FORMAT = 1
 STATE = "state.json"

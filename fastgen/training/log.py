@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .files import replace_file
+from fastgen.files import replace_file
+
 from .pictures import Picture
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastgen.data import to_uint8
-
-from .files import replace_file
+from fastgen.files import replace_file
 
 Picture = NDArray[np.uint8]
 """Height x width x channels (1 gray, 2 gray and alpha, 3 RGB, 4 RGBA)."""

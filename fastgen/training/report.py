@@ -9,7 +9,8 @@ from datetime import timedelta
 from html import escape
 from pathlib import Path
 
-from .files import replace_file
+from fastgen.files import replace_file
+
 from .log import NOT_LOSSES, Record, read_log
 from .run_folder import RunFolder
 

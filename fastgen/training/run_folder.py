@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastgen.files import replace_file
 from fastgen.version import __version__
 
-from .files import replace_file
 from .text import columns
 
 Settings = Mapping[str, Any]
