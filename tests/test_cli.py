@@ -359,7 +359,7 @@ def test_info_names_versions_devices_and_backends() -> None:
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["backends"]["torch"].endswith("available")
     assert "thread" in facts["devices"]["cpu"]
-    assert facts["auto picks"]["conv2d_bias_leaky_relu"].startswith("cpu: ")
+    assert "torch" in facts["auto picks"]["cpu"]
     text = fastgen("info").stdout
     assert all(value in text for group in facts.values() for value in group.values())
 

@@ -1,9 +1,8 @@
 """Which backends exist, why one is missing, and which one runs.
 
 A backend is an entry in `BACKENDS`; what it can compute are entries in `KERNELS`, one per
-operation.
-Adding a backend means adding both, nothing else: the autograd Functions take the kernels they are
-    given.
+operation. Adding a backend means adding both, nothing else: the autograd Functions take the kernels
+they are given.
 """
 
 from __future__ import annotations
@@ -12,9 +11,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+
+from . import compiled
 
 AUTO = "auto"
 
@@ -35,32 +37,55 @@ class Backend:
     summary: str
     device_types: frozenset[str] | None  # None: every device
     missing: Callable[[], str | None]  # the reason and the remedy, or None when it can run
+    by_name_only_on: frozenset[str] = frozenset()  # where "auto" never takes it
+
+    def runs_on(self, device_type: str, *, by_name: bool) -> bool:
+        """Whether it computes tensors on this kind of device."""
+        if device_type in self.by_name_only_on:
+            return by_name
+        return self.device_types is None or device_type in self.device_types
 
 
 def _always_there() -> str | None:
     return None
 
 
-def _not_in_this_build() -> str | None:
-    return (
-        "this installation of fastgen is pure Python and holds no compiled or Triton kernels; "
-        "use backend='torch'"
-    )
+def _missing_cuda() -> str | None:
+    return compiled.missing("cuda")
 
+
+_HAS_TRITON = find_spec("triton") is not None
+
+
+def _missing_triton() -> str | None:
+    if not _HAS_TRITON:
+        return "triton is not installed; pip install triton"
+    if INTERPRETED or torch.cuda.is_available():
+        return None
+    return "torch sees no CUDA device"
+
+
+def _no_cpu_kernels_yet() -> str | None:
+    return "there are no C++ kernels for the CPU in this version"
+
+
+# Triton's interpreter computes on the CPU, for tests and debugging.
+INTERPRETED = frozenset({"cpu"} if os.environ.get("TRITON_INTERPRET") == "1" else ())
 
 # In the order in which "auto" prefers them.
 BACKENDS: dict[str, Backend] = {
     entry.name: entry
     for entry in (
-        Backend("cuda", "CUDA C++ kernels", frozenset({"cuda"}), _not_in_this_build),
-        Backend("triton", "Triton kernels", frozenset({"cuda"}), _not_in_this_build),
-        Backend("cpp", "C++ kernels for the CPU", frozenset({"cpu"}), _not_in_this_build),
+        Backend("cuda", "CUDA C++ kernels", frozenset({"cuda"}), _missing_cuda),
+        Backend("triton", "Triton kernels", frozenset({"cuda"}), _missing_triton, INTERPRETED),
+        Backend("cpp", "C++ kernels for the CPU", frozenset({"cpu"}), _no_cpu_kernels_yet),
         Backend("torch", "plain PyTorch, no compiler needed", None, _always_there),
     )
 }
 
 KERNELS: dict[tuple[str, str], Any] = {}
 
+_automatic: dict[str, frozenset[str]] = {}  # asking for a GPU costs, and every call asks
 _default = os.environ.get("FASTGEN_BACKEND", AUTO)
 
 
@@ -116,24 +141,27 @@ def default_backend() -> str:
 def _require(entry: Backend) -> None:
     reason = entry.missing()
     if reason is not None:
-        raise BackendUnavailable(f"backend {entry.name!r} is not available: {reason}")
+        raise BackendUnavailable(
+            f"backend {entry.name!r} is not available: {reason}; or use backend='torch'"
+        )
 
 
 def select(operation: str, name: str, device: torch.device) -> Any:
     """The kernels that compute `operation` on `device`.
 
-    ``"auto"`` takes the first backend of `BACKENDS` that can run there and has the operation; a
-    backend named explicitly is taken or refused, never replaced.
+    ``"auto"`` takes plain PyTorch where nothing else can run, else the router, which picks per
+    shape; a backend named explicitly is taken or refused, never replaced.
     """
     if _known(name, "backend") == AUTO:
         name = default_backend()
     if name == AUTO:
-        return KERNELS[operation, automatic(operation, device)]
+        only_torch = automatic_names(device.type) == {"torch"}
+        return KERNELS[operation, "torch" if only_torch else AUTO]
 
     entry = BACKENDS[name]
     _require(entry)
-    if entry.device_types is not None and device.type not in entry.device_types:
-        places = " and ".join(sorted(entry.device_types))
+    if not entry.runs_on(device.type, by_name=True):
+        places = " and ".join(sorted(entry.device_types or ()))
         raise BackendUnavailable(
             f"backend {name!r} runs on {places} tensors (got a tensor on {device}); "
             "move the tensors or use backend='torch'"
@@ -145,10 +173,15 @@ def select(operation: str, name: str, device: torch.device) -> Any:
     return KERNELS[operation, name]
 
 
-def automatic(operation: str, device: torch.device) -> str:
-    """The name of the backend that ``"auto"`` picks for `operation` on `device`."""
-    for entry in BACKENDS.values():
-        fits = entry.device_types is None or device.type in entry.device_types
-        if fits and (operation, entry.name) in KERNELS and entry.missing() is None:
-            return entry.name
-    raise BackendUnavailable(f"no backend computes {operation} on {device}")
+def automatic_names(device_type: str) -> frozenset[str]:
+    """The backends among which ``"auto"`` picks on this kind of device."""
+    names = _automatic.get(device_type)
+    if names is None:
+        names = frozenset(
+            entry.name
+            for entry in BACKENDS.values()
+            if entry.runs_on(device_type, by_name=False) and entry.missing() is None
+        )
+        if not torch.compiler.is_compiling():
+            _automatic[device_type] = names
+    return names

@@ -98,3 +98,10 @@ def autocast(
         return tensor.to(dtype) if eligible else tensor
 
     return cast(input), cast(weight), None if bias is None else cast(bias)
+
+
+def is_channels_last(input: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution of the two answers in channels_last; either suffices."""
+    return (
+        not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+    ) or (not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last))

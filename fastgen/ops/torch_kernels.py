@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backend, phases
+from . import backend, phases, routing
 from .convolution import Activation
-from .geometry import Geometry
+from .geometry import Geometry, is_channels_last
 from .gradients import channel_sum
 from .philox import normal
 
@@ -115,7 +115,7 @@ def weight_gradient_by_product(
     padded = F.pad(input, [left, left, top, top])
     patches = padded.unfold(2, kernel[0], vertical).unfold(3, kernel[1], horizontal)
     places = grad.shape[0] * grad.shape[2] * grad.shape[3]
-    if _is_channels_last(input, weight):
+    if is_channels_last(input, weight):
         rows = patches.permute(0, 2, 3, 4, 5, 1).reshape(places, -1)
         product = grad.permute(0, 2, 3, 1).reshape(places, -1).t() @ rows
         return product.view(-1, *kernel, channels).permute(0, 3, 1, 2)
@@ -135,16 +135,9 @@ def _product_gains(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geomet
         and min(input.shape[1], grad.shape[1]) >= 64
     ):
         return False
-    if _is_channels_last(input, weight):
+    if is_channels_last(input, weight):
         return all(t.is_contiguous(memory_format=torch.channels_last) for t in (input, grad))
     return weight.numel() >= 3_000_000
-
-
-def _is_channels_last(input: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution of the two answers in channels_last; either suffices."""
-    return (
-        not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
-    ) or (not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last))
 
 
 class TorchConvolution(TorchMask):
@@ -251,7 +244,7 @@ def _size(tensor: Tensor) -> tuple[int, int]:
 def _by_phases(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The transposed convolution of a shape that `phases.fits`."""
     step, padding = geometry.stride[0], geometry.padding
-    channels_last = _is_channels_last(input, weight)
+    channels_last = is_channels_last(input, weight)
     dense = phases.phase_weight(weight, step, padding, channels_last=channels_last)
     if bias is not None:
         bias = bias.repeat(step * step) if channels_last else bias.repeat_interleave(step * step)
@@ -271,11 +264,6 @@ class TorchBiasLeakyReLU(TorchMask):
             )
             return output
         return activate_(input + _per_channel(bias, input), negative_slope)
-
-
-for _operation in ("conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"):
-    backend.register(_operation, "torch", TorchConvolution)
-backend.register("bias_leaky_relu", "torch", TorchBiasLeakyReLU)
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
@@ -334,4 +322,13 @@ class TorchReparameterize:
         return _like(mu, grad_mu), _like(logvar, grad_logvar)
 
 
-backend.register("reparameterize", "torch", TorchReparameterize)
+KERNELS = {
+    "bias_leaky_relu": TorchBiasLeakyReLU,
+    "conv2d_bias_leaky_relu": TorchConvolution,
+    "conv_transpose2d_bias_leaky_relu": TorchConvolution,
+    "reparameterize": TorchReparameterize,
+}
+for _operation, _kernels in KERNELS.items():
+    backend.register(_operation, "torch", _kernels)
+    for _pass in routing.PASSES[_operation]:
+        routing.offer("plain PyTorch", ["torch"], [_operation], [_pass], getattr(_kernels, _pass))

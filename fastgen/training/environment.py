@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from fastgen.ops.backend import BACKENDS, KERNELS, automatic
+from fastgen.ops.backend import BACKENDS, automatic_names
 from fastgen.version import __version__
 
 PACKAGES = (
@@ -66,15 +66,14 @@ def _devices() -> dict[str, str]:
 
 
 def _picks() -> dict[str, str]:
-    """The backend of each operation on each kind of device."""
+    """Among which backends ``"auto"`` picks on each kind of device."""
     kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    operations = dict.fromkeys(operation for operation, _ in KERNELS)
-    return {
-        operation: ", ".join(
-            f"{kind}: {automatic(operation, torch.device(kind))}" for kind in kinds
-        )
-        for operation in operations
-    }
+    picks = {}
+    for kind in kinds:
+        names = [name for name in BACKENDS if name in automatic_names(kind)]
+        by_shape = ", by shape (see fastgen info --routes)" if len(names) > 1 else ""
+        picks[kind] = " or ".join(names) + by_shape
+    return picks
 
 
 def _version(package: str) -> str:

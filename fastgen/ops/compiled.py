@@ -1,0 +1,109 @@
+"""The compiled module `fastgen._C`: loaded once, when first needed, or the reason why it is not.
+
+Loading it registers the C++ operators as `torch.ops.fastgen.*`. A missing or broken module is no
+error by itself: plain PyTorch computes everything. `missing` says what stands in the way and what to
+do, for the message of a backend that was asked for by name and for `fastgen info`.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from .._C import _CudaKernel
+
+RECORD = Path(__file__).resolve().parent.parent / "_build.json"
+NEVER_BUILT = (
+    "fastgen runs from a source tree in which nothing was built; run pip install "
+    "--no-build-isolation --editable . there, or python -m build_support"
+)
+
+
+@cache
+def _load() -> str | None:
+    """Load the module; the reason why it is not there, or None when it is."""
+    try:
+        import_module("fastgen._C")
+    except ModuleNotFoundError:
+        return recorded_reason("cpu") or NEVER_BUILT
+    except ImportError as failure:
+        return (
+            f"the compiled module does not load beside torch {torch.__version__} ({failure}); "
+            "install fastgen again with --no-build-isolation --force-reinstall --no-deps"
+        )
+    return None
+
+
+def recorded_reason(part: str) -> str | None:
+    """Why the build left out `part` (``"cpu"``, ``"cuda"`` or ``"cutlass"``) and what to do."""
+    try:
+        record = json.loads(RECORD.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    reason = record.get("missing", {}).get(part)
+    return str(reason) if reason else None
+
+
+def missing(part: Literal["cpu", "cuda"]) -> str | None:
+    """Why the compiled kernels of `part` cannot run here and what to do; None when they can."""
+    reason = _load()
+    if reason is not None:
+        return reason
+    if part == "cpu":
+        if build_information()["cpu_sources"] == "0":
+            return "this version of fastgen holds no C++ kernels for the CPU; use backend='torch'"
+        return None
+    if not build_information()["cuda"]:
+        return recorded_reason("cuda") or "fastgen was built without CUDA; install it again"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a CPU build; install a CUDA build of torch"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return None
+
+
+@cache
+def build_information() -> dict[str, str]:
+    """What the module was built with: versions, compilers, architectures. Empty without a module.
+
+    Keys: ``torch_headers``, ``oldest_torch``, ``python``, ``compiler``, ``pybind11``, ``cuda``,
+    ``cuda_architectures``, ``cutlass``, ``cpu_sources``; a part left out has an empty text.
+    """
+    if _load() is not None:
+        return {}
+    from .. import _C
+
+    return _C.build_information()
+
+
+@cache
+def cpu_capability() -> dict[str, bool]:
+    """Vector instruction sets of this CPU by name (``avx2``, ``avx512``, ``neon``, ...)."""
+    if _load() is not None:
+        return {}
+    from .. import _C
+
+    return _C.cpu_capability()
+
+
+def cuda_kernels() -> list[_CudaKernel]:
+    """Each compiled CUDA kernel for each architecture, as the CUDA compiler reported on it:
+    ``name``, ``source``, ``architecture``, ``registers``, ``shared_bytes``, ``stack_bytes``,
+    ``spill_stores``, ``spill_loads``.
+    """
+    if _load() is not None:
+        return []
+    from .. import _C
+
+    return _C.cuda_kernels()
+
+
+def has_cutlass() -> bool:
+    """Whether the CUTLASS kernels for Hopper are compiled in."""
+    return bool(build_information().get("cutlass"))
