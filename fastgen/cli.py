@@ -1,4 +1,4 @@
-"""The command line: train, sample, evaluate, info.
+"""The command line: train, sample, evaluate, info, bench.
 
 Commands import torch when they run, and every failure that a user can mend is one line on standard
 error: exit code 2 for wrong input, 1 for what went wrong on the way, 130 and 143 for Ctrl-C and
@@ -362,8 +362,26 @@ def evaluate(
 
 
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    routes: Annotated[
+        bool,
+        typer.Option(
+            "--routes", help="What runs for which shape, how long it takes and by what margin."
+        ),
+    ] = False,
+) -> None:
     """Print versions, devices, backends and what is installed."""
+    if routes:
+        from fastgen.training.routes import describe_routes, lines
+
+        if as_json:
+            typer.echo(json.dumps(describe_routes()))
+            return
+        for title, rows in lines():
+            typer.echo(title)
+            typer.echo(columns(rows))
+        return
     from fastgen.training.environment import describe_environment
 
     facts = describe_environment()
@@ -373,6 +391,57 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     for title, entries in facts.items():
         typer.echo(title)
         typer.echo(columns(list(entries.items())))
+
+
+@app.command(
+    epilog="Examples:\n\nfastgen bench --tune\n\n"
+    "fastgen bench --tune --model wgan --image-size 64 --batch-size 64 --precision bf16"
+)
+def bench(
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Measure every layer's candidates now instead of at its first use."
+        ),
+    ] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", metavar="MODEL", help=f"One of {', '.join(RECIPES)}; may be repeated."
+        ),
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=1, help="Height and width.")] = 64,
+    channels: Annotated[int, typer.Option(min=1, max=4, help="Channels of the pictures.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Channels next to the image, as in train.")
+    ] = None,
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="As in train.")] = "fp32",
+) -> None:
+    """Measure on this machine: with --tune, which kernel is fastest for each layer of a model.
+
+    The choices are kept in the user's cache folder and used by every later run with the same
+    shapes; `fastgen info --routes` shows them.
+    """
+    with _one_line_for_each_failure(), _wrong_input():
+        if not tune:
+            raise ConfigError("fastgen bench needs --tune: it has nothing else to measure yet")
+        import torch
+
+        from fastgen.training.routes import tune as measure
+
+        if not torch.cuda.is_available():
+            typer.echo("no GPU is visible: on a CPU the written rule decides, nothing to measure")
+            return
+        for name in model or list(RECIPES):
+            added = measure(
+                name,
+                image_shape=(channels, image_size, image_size),
+                batch_size=batch_size,
+                width=width,
+                precision=precision,
+            )
+            typer.echo(f"{name}: {added} calls measured")
 
 
 def _command(model: str, options: dict[str, Any]) -> str:
