@@ -42,7 +42,8 @@ class Candidate:
         backends: the backends it belongs to; a backend asked for by name uses its own only.
         fits: whether it computes this call right; takes the arguments of the pass.
         run: computes it; changes none of its arguments.
-        expected: whether it should win unmeasured; takes the arguments of the pass.
+        expected: whether it should win unmeasured when backends compete; takes the arguments of
+            the pass.
     """
 
     name: str
@@ -174,8 +175,9 @@ class Router:
             raise backend.BackendUnavailable(
                 f"no kernel of backend {self._names()} computes {given}; use backend='torch'"
             )
-        expected = (entry for entry in candidates if entry.expected(*arguments))
-        return next(expected, candidates[-1])
+        if self.backends is not None:  # asked for by name: its own kernels come first
+            return candidates[0]
+        return next((c for c in candidates if c.expected(*arguments)), candidates[0])
 
     def _names(self) -> str:
         return " or ".join(repr(name) for name in sorted(self.backends or ["auto"]))

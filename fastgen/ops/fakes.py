@@ -1,0 +1,71 @@
+"""Shapes, dtypes and layouts of what the compiled operators return, for tracing without data.
+
+`torch.compile`, `torch.export` and fake tensors ask here instead of running a kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .layouts import is_dense
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Empty, in the tensor's layout if it is dense, else contiguous."""
+    if is_dense(tensor):
+        return torch.empty_like(tensor)
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _size(input: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    return (input + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _pictures(like: Tensor, shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def bias_leaky_relu(input: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
+    return torch.empty_like(input)
+
+
+def bias_leaky_relu_(input: Tensor, bias: Tensor | None, negative_slope: float) -> None:
+    return None
+
+
+def leaky_relu_mask(
+    grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
+) -> Tensor:
+    return torch.empty_like(grad)
+
+
+def leaky_relu_mask_(
+    grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
+) -> None:
+    return None
+
+
+def leaky_relu_mask_sum(
+    grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad), grad.new_empty(grad.shape[1] if grad.dim() > 1 else len(grad))
+
+
+def reparameterize(mu: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
+    return _like(mu)
+
+
+def reparameterize_kl(mu: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+    return _like(mu), mu.new_empty(len(mu), dtype=torch.float32)
+
+
+def reparameterize_backward(
+    grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, seed: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _like(mu), _like(mu)
+
+
+def scaled_noise(scale: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
+    return _like(logvar)

@@ -1,0 +1,237 @@
+"""What the compiled and the Triton operators share: the same operators under two namespaces.
+
+`FusedKernels` turns them into passes of the operations: memory orders made to agree, in-place forms
+used on tensors that nobody else holds, and a convolution of PyTorch's (cuDNN on a GPU) followed by
+one pass over its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .convolution import Activation
+from .geometry import Geometry
+from .layouts import is_dense, ordered_like, same_order
+from .routing import offer
+from .torch_kernels import TorchConvolution, activate_
+
+aten = torch.ops.aten
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CONVOLUTIONS = ("conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu")
+
+
+class FusedKernels:
+    """The passes that one namespace of operators computes.
+
+    Args:
+        operators: gives the namespace, loading it when first asked.
+    """
+
+    def __init__(self, operators: Callable[[], Any]) -> None:
+        self._operators = operators
+
+    # --- bias + leaky ReLU and its mask ---
+
+    def bias_leaky_relu(self, input: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
+        if not is_dense(input):
+            result = torch.empty_like(input)
+            return result.copy_(self.bias_leaky_relu(input.contiguous(), bias, negative_slope))
+        bias = None if bias is None else bias.contiguous()
+        output: Tensor = self._operators().bias_leaky_relu(input, bias, negative_slope)
+        return output
+
+    def mask(
+        self, grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
+    ) -> Tensor:
+        if not is_dense(output):
+            dense = output.contiguous()
+            result = torch.empty_like(output)
+            return result.copy_(self.mask(grad.contiguous(), shift, dense, negative_slope))
+        shift = None if shift is None else shift.contiguous()
+        operators = self._operators()
+        if torch.compiler.is_compiling() or same_order(grad, output):
+            through: Tensor = operators.leaky_relu_mask(
+                ordered_like(grad, output), shift, output, negative_slope
+            )
+            return through
+        copied = ordered_like(grad, output)
+        operators.leaky_relu_mask_(copied, shift, output, negative_slope)
+        return copied
+
+    def mask_sum(
+        self, grad: Tensor, output: Tensor, negative_slope: float
+    ) -> tuple[Tensor, Tensor]:
+        if not is_dense(output):
+            through, total = self.mask_sum(grad.contiguous(), output.contiguous(), negative_slope)
+            return torch.empty_like(output).copy_(through), total
+        pair: tuple[Tensor, Tensor] = self._operators().leaky_relu_mask_sum(
+            ordered_like(grad, output), None, output, negative_slope
+        )
+        return pair
+
+    # --- PyTorch's convolution and one pass over its output ---
+
+    def convolution(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        geometry: Geometry,
+    ) -> Tensor:
+        if activation == "tanh":
+            return activate_(_linear(input, weight, bias, geometry), activation)
+        output = _linear(input, weight, None, geometry)
+        if (bias is None and activation == 1) or output.numel() == 0:
+            return output
+        bias = None if bias is None else bias.contiguous()
+        if torch.compiler.is_compiling():  # out of place, see `torch_kernels.activate_`
+            traced: Tensor = self._operators().bias_leaky_relu(output, bias, activation)
+            return traced
+        self._operators().bias_leaky_relu_(output, bias, activation)
+        return output
+
+    def masked_convolution(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Tensor,
+        negative_slope: float,
+        geometry: Geometry,
+    ) -> Tensor:
+        result = _linear(input, weight, None, geometry)
+        if torch.compiler.is_compiling() or not same_order(result, output):
+            return self.mask(result, bias, output, negative_slope)
+        bias = None if bias is None else bias.contiguous()
+        self._operators().leaky_relu_mask_(result, bias, output, negative_slope)
+        return result
+
+    # --- the reparameterization ---
+
+    def reparameterize(self, mu: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
+        mu, logvar = _agreeing(mu, logvar)
+        z: Tensor = self._operators().reparameterize(mu, logvar, seed)
+        return z
+
+    def reparameterize_kl(self, mu: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = _agreeing(mu, logvar)
+        pair: tuple[Tensor, Tensor] = self._operators().reparameterize_kl(mu, logvar, seed)
+        return pair
+
+    def scaled_noise(self, scale: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
+        logvar, scale = _agreeing(logvar, scale)
+        result: Tensor = self._operators().scaled_noise(scale, logvar, seed)
+        return result
+
+    def reparameterize_backward(
+        self,
+        grad_z: Tensor | None,
+        grad_kl: Tensor | None,
+        mu: Tensor,
+        logvar: Tensor,
+        seed: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        mu, logvar = _agreeing(mu, logvar)
+        if grad_z is not None:
+            _, grad_z = _agreeing(mu, grad_z)
+        if grad_kl is not None:
+            grad_kl = grad_kl.contiguous()
+        pair: tuple[Tensor, Tensor] = self._operators().reparameterize_backward(
+            grad_z, grad_kl, mu, logvar, seed
+        )
+        return pair
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    stride, padding, dilation, groups, transposed, output_padding = geometry
+    output: Tensor = aten.convolution(
+        input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+    )
+    return output
+
+
+def _agreeing(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one memory order that the operators take: dense, or rows a constant apart."""
+    if not (is_dense(first) or _rows_apart(first)):
+        first = first.contiguous()
+    if is_dense(first) and first.is_contiguous():
+        return first, second if _rows_apart(second) else second.contiguous()
+    if _rows_apart(first):
+        return first, second if _rows_apart(second) else second.contiguous()
+    return first, ordered_like(second, first)
+
+
+def _rows_apart(tensor: Tensor) -> bool:
+    """Whether each sample is contiguous, as the halves of a chunked tensor are."""
+    expected = 1
+    for extent, stride in zip(
+        reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True
+    ):
+        if extent != 1 and stride != expected:
+            return False
+        expected *= extent
+    return tensor.dim() > 0 and (len(tensor) <= 1 or tensor.stride(0) >= expected)
+
+
+def computes(*arguments: Any) -> bool:
+    """Whether the operators take these tensors: their dtypes, and something to compute."""
+    operands = [a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
+    return operands[0].dim() > 0 and operands[0].dtype in DTYPES
+
+
+def offer_fused(
+    kernels: FusedKernels, mark: str, backends: Iterable[str], *, also_plain: Iterable[str]
+) -> None:
+    """Enter the passes as candidates.
+
+    Args:
+        mark: of the candidates' names.
+        backends: that the operators belong to.
+        also_plain: passes of convolutions that these backends leave to PyTorch.
+    """
+    backends = list(backends)
+    bias = ["bias_leaky_relu"]
+    one_pass = f"one pass ({mark})"
+    every = [*bias, *CONVOLUTIONS]
+    offer(one_pass, backends, bias, ["forward"], kernels.bias_leaky_relu, fits=computes)
+    offer(one_pass, backends, every, ["mask"], kernels.mask, fits=computes)
+    offer(one_pass, backends, every, ["mask_sum"], kernels.mask_sum, fits=computes)
+    noise: dict[str, Callable[..., Any]] = {
+        "forward": kernels.reparameterize,
+        "forward_kl": kernels.reparameterize_kl,
+        "scaled_noise": kernels.scaled_noise,
+        "backward": kernels.reparameterize_backward,
+    }
+    for pass_, run in noise.items():
+        offer(one_pass, backends, ["reparameterize"], [pass_], run, fits=computes)
+    offer(
+        f"convolution + epilogue ({mark})",
+        backends,
+        CONVOLUTIONS,
+        ["forward"],
+        kernels.convolution,
+        fits=computes,
+    )
+    offer(
+        f"convolution + mask ({mark})",
+        backends,
+        CONVOLUTIONS,
+        ["masked_forward"],
+        kernels.masked_convolution,
+        fits=computes,
+    )
+    for pass_ in also_plain:
+        offer(
+            "plain convolution",
+            backends,
+            CONVOLUTIONS,
+            [pass_],
+            getattr(TorchConvolution, pass_),
+            fits=computes,
+        )

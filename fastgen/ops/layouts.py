@@ -1,0 +1,53 @@
+"""Memory layouts that kernels outside of PyTorch take: dense ones, contiguous or channels_last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last_like(tensor: Tensor) -> bool:
+    """Whether memory runs N, H, W, C; with one channel or one pixel it runs both ways."""
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor fills its memory in one of the two orders."""
+    return tensor.is_contiguous() or is_channels_last_like(tensor)
+
+
+def same_order(left: Tensor, right: Tensor) -> bool:
+    """Whether element i of one memory belongs to element i of the other; strides of dimensions of
+    extent 1 say nothing.
+    """
+    return left.shape == right.shape and all(
+        extent == 1 or a == b
+        for extent, a, b in zip(left.shape, left.stride(), right.stride(), strict=True)
+    )
+
+
+def ordered_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor in the memory order of `like`: itself, or a copy."""
+    return tensor if same_order(tensor, like) else torch.empty_like(like).copy_(tensor)
+
+
+def in_channels_last(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`run` for operands of any layout: converted on the way in, the result contiguous again.
+
+    For a backend that was asked for by name and has no kernel for contiguous pictures; "auto"
+    takes it only where it was measured to be faster all the same.
+    """
+
+    def converted(*arguments: Any) -> Tensor:
+        moved = [
+            a.contiguous(memory_format=torch.channels_last)
+            if isinstance(a, Tensor) and a.dim() == 4
+            else a
+            for a in arguments
+        ]
+        return run(*moved).contiguous()
+
+    return converted

@@ -1,0 +1,89 @@
+"""What the operators of namespace `fastgen` (and `fastgen_triton`) promise, in plain PyTorch.
+
+Stands in for a compiled namespace where there is no device for it, and is as strict about memory
+orders as the compiled one. Only the adapters above are under test with it, never a kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from fastgen.ops.layouts import is_dense, same_order
+from fastgen.ops.philox import normal
+
+
+def _channels(vector, tensor):
+    if vector is None:
+        return 0.0
+    assert vector.is_contiguous()
+    assert vector.dtype == tensor.dtype
+    return vector.view(-1, *[1] * (tensor.dim() - 2))
+
+
+def _rows(tensor):
+    """Whether each sample is contiguous."""
+    return tensor[0].is_contiguous() if len(tensor) else True
+
+
+def bias_leaky_relu(input, bias, negative_slope):
+    assert is_dense(input)
+    return F.leaky_relu(input + _channels(bias, input), negative_slope)
+
+
+def bias_leaky_relu_(input, bias, negative_slope):
+    input.copy_(bias_leaky_relu(input, bias, negative_slope))
+
+
+def leaky_relu_mask(grad, shift, output, negative_slope):
+    assert is_dense(output)
+    assert same_order(grad, output)
+    shifted = grad + _channels(shift, grad)
+    return torch.where(output > 0, shifted, shifted * negative_slope)
+
+
+def leaky_relu_mask_(grad, shift, output, negative_slope):
+    grad.copy_(leaky_relu_mask(grad, shift, output, negative_slope))
+
+
+def leaky_relu_mask_sum(grad, shift, output, negative_slope):
+    masked = leaky_relu_mask(grad, shift, output, negative_slope)
+    return masked, masked.sum([d for d in range(grad.dim()) if d != 1])
+
+
+def _noise(logvar, seed):
+    return torch.exp(logvar / 2) * normal(logvar.shape, seed).to(logvar.dtype)
+
+
+def _check(mu, logvar):
+    orders = (_rows(mu) and _rows(logvar), same_order(mu, logvar) and is_dense(mu))
+    assert any(orders), (mu.stride(), logvar.stride())
+
+
+def reparameterize(mu, logvar, seed):
+    _check(mu, logvar)
+    return mu + _noise(logvar, seed)
+
+
+def reparameterize_kl(mu, logvar, seed):
+    terms = mu.square() + (torch.expm1(logvar) - logvar)
+    return reparameterize(mu, logvar, seed), terms.flatten(1).sum(1) / 2
+
+
+def scaled_noise(scale, logvar, seed):
+    _check(logvar, scale)
+    return scale * _noise(logvar, seed)
+
+
+def reparameterize_backward(grad_z, grad_kl, mu, logvar, seed):
+    _check(mu, logvar)
+    grad_mu, grad_logvar = torch.zeros_like(mu), torch.zeros_like(mu)
+    if grad_z is not None:
+        _check(mu, grad_z)
+        grad_mu = grad_mu + grad_z
+        grad_logvar = grad_logvar + grad_z * _noise(logvar, seed) / 2
+    if grad_kl is not None:
+        per_sample = grad_kl.view(-1, *[1] * (mu.dim() - 1))
+        grad_mu = grad_mu + per_sample * mu
+        grad_logvar = grad_logvar + per_sample * torch.expm1(logvar) / 2
+    return grad_mu, grad_logvar
