@@ -5,6 +5,7 @@
     fastgen.models    classifier, GAN, Wasserstein GAN, autoencoder, VAE
     fastgen.data, fastgen.metrics, fastgen.training
                       image sources, distances, the trainer
+    fastgen.capture   a training step of your own loop as one CUDA graph
 
 Each room is imported when its name is first used, so `import fastgen` costs nothing and the command
 line can set up its process before torch starts.
@@ -20,14 +21,20 @@ from .version import __version__
 if TYPE_CHECKING:
     from . import data, metrics, models, nn, ops, training
     from .ops.backend import BackendUnavailable, backend
+    from .training.capture import capture
 
 ROOMS = ("data", "metrics", "models", "nn", "ops", "training")
-NAMES = {"BackendUnavailable": ".ops.backend", "backend": ".ops.backend"}
+NAMES = {
+    "BackendUnavailable": ".ops.backend",
+    "backend": ".ops.backend",
+    "capture": ".training.capture",
+}
 
 __all__ = [
     "BackendUnavailable",
     "__version__",
     "backend",
+    "capture",
     "data",
     "metrics",
     "models",

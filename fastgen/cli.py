@@ -44,7 +44,12 @@ app = typer.Typer(
 )
 
 RUNS = Path("runs")
-OUTPUT_DEFAULTS = {"device": "auto", "sample_every": 250, "checkpoint_every": 250}
+OUTPUT_DEFAULTS = {
+    "device": "auto",
+    "capture": "auto",
+    "sample_every": 250,
+    "checkpoint_every": 250,
+}
 
 
 def main() -> None:
@@ -200,6 +205,14 @@ def train(
         str,
         _of_training("--device", metavar="auto|cpu|cuda", help="auto: a CUDA GPU if there is one."),
     ] = "auto",
+    capture: Annotated[
+        str,
+        _of_training(
+            "--capture",
+            metavar="auto|off|on",
+            help="Replay steps from CUDA graphs; auto: on a GPU where it can be done.",
+        ),
+    ] = "auto",
     sample_every: Annotated[
         int,
         _of_run("--sample-every", metavar="N", min=1, help="Steps between pictures."),
@@ -257,6 +270,7 @@ def train(
                 seed=settings["seed"],
                 device=device,
                 precision=settings["precision"],
+                capture=capture,
                 lr=settings["lr"],
                 betas=tuple(settings["betas"]),
                 ema_decay=settings.get("ema"),
@@ -271,6 +285,7 @@ def train(
             "run": folder.path,
             **given,
             "device": device,
+            "capture": capture,
             "sample_every": sample_every,
             "checkpoint_every": checkpoint_every,
         }
@@ -491,13 +506,14 @@ def _one_line_for_each_failure() -> Iterator[None]:
     from fastgen.ops.backend import BackendUnavailable
     from fastgen.training.checkpoint import CheckpointError
     from fastgen.training.finite import NonFiniteLoss
+    from fastgen.training.graphs import CaptureError
     from fastgen.training.run_folder import FolderInUse
 
     try:
         yield
     except (BackendUnavailable, FolderInUse) as error:
         raise _fail(error, 2) from error
-    except (CheckpointError, NonFiniteLoss) as error:
+    except (CaptureError, CheckpointError, NonFiniteLoss) as error:
         raise _fail(error, 1) from error
     except ModuleNotFoundError as error:
         hint = 'pip install "fastgen-kernels[train]"'

@@ -5,6 +5,7 @@
     NonFiniteLoss     a loss or a gradient was NaN or infinite; says where it came from
     ConfigMismatch    a run folder belongs to another configuration
     CheckpointError   a checkpoint could not be written, or none can be read
+    CaptureError      a step that had to run in a CUDA graph cannot
     evaluate          a trained model's numbers on images it has not seen
     load_run          the model of a run folder, with its averaged weights
 
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from .checkpoint import CheckpointError
     from .evaluation import evaluate
     from .finite import NonFiniteLoss
+    from .graphs import CaptureError
     from .interrupt import Interrupted
     from .loading import load_run
     from .run_folder import ConfigMismatch
     from .trainer import Trainer
 
 __all__ = [
+    "CaptureError",
     "CheckpointError",
     "ConfigMismatch",
     "Interrupted",
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CaptureError": "graphs",
     "CheckpointError": "checkpoint",
     "ConfigMismatch": "run_folder",
     "Interrupted": "interrupt",

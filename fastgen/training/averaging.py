@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
@@ -53,14 +52,41 @@ class WeightAverage:
             name: tensor.detach().clone()
             for name, tensor in {**self._parameters, **self._buffers}.items()
         }
+        self._kinds = list(
+            dict.fromkeys((each.dtype, each.device) for each in self._parameters.values())
+        )
+        # 1 - beta_t lies on the device, so that a CUDA graph does not freeze it; in float64 where
+        # the weights are.
+        self._share = {
+            (dtype, device): torch.zeros(
+                (), dtype=torch.promote_types(dtype.to_real(), torch.float32), device=device
+            )
+            for dtype, device in self._kinds
+        }
+        self._decay: float | None = None
 
-    @torch.no_grad()
     def update(self, t: int) -> None:
         """Take in the weights after step t = 1, 2, ..."""
+        self.reach(t)
+        self.follow()
+
+    def reach(self, t: int) -> None:
+        """Set the decay to that of step t, without waiting for the device."""
         decay = min(self.decay, (1 + t) / (10 + t)) if self.warm_up else self.decay
-        averages = [self.weights[name] for name in self._parameters]
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        average(averages, list(self._parameters.values()), t)
+        if decay != self._decay:
+            for share in self._share.values():
+                share.fill_(1 - decay)
+            self._decay = decay
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Take in the weights with the present decay: work on the device alone."""
+        for kind in self._kinds:
+            names = [n for n, p in self._parameters.items() if (p.dtype, p.device) == kind]
+            averages = [self.weights[name] for name in names]
+            change = torch._foreach_sub([self._parameters[name] for name in names], averages)
+            torch._foreach_mul_(change, self._share[kind])
+            torch._foreach_add_(averages, change)
         for name, buffer in self._buffers.items():
             self.weights[name].copy_(buffer)
 

@@ -46,23 +46,37 @@ class FiniteWatch:
         deferred: whether asking makes the device wait, so that it should be put off.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.deferred = device.type != "cpu"
+    def __init__(self, device: torch.device, *, deferred: bool | None = None) -> None:
+        self.deferred = device.type != "cpu" if deferred is None else deferred
         self._nowhere = torch.tensor(torch.iinfo(torch.int64).max, device=device)
-        self._first, self._moments = self._nowhere, list[Moment]()
+        # Changed in place, and counted on the device: a CUDA graph writes where it was recorded.
+        self._first, self._count = self._nowhere.clone(), torch.zeros_like(self._nowhere)
+        self._moments: list[Moment] = []
 
     def record(self, moment: Moment, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
         """Look at one loss and its gradients; nothing waits for the device."""
+        self.note(moment)
+        self.look(loss, gradients)
+
+    def note(self, moment: Moment) -> None:
+        """Say which moment the next look belongs to: the part of `record` for the host."""
+        self._moments.append(moment)
+
+    @torch.no_grad()
+    def look(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        """Look at one loss and its gradients: the part of `record` for the device alone."""
         size = get_total_norm([gradient for gradient in gradients if gradient is not None])
         finite = loss.detach().isfinite() & size.isfinite()
-        place = len(self._moments)
-        self._moments.append(moment)
-        self._first = torch.minimum(self._first, torch.where(finite, self._nowhere, place))
+        place = torch.where(finite, self._nowhere, self._count)
+        torch.minimum(self._first, place, out=self._first)
+        self._count.add_(1)
 
     def first(self) -> Moment | None:
         """The first bad moment recorded since the last question; waits for the device."""
         place, moments = int(self._first), self._moments
-        self._first, self._moments = self._nowhere, []
+        self._first.copy_(self._nowhere)
+        self._count.zero_()
+        self._moments = []
         return moments[place] if place < len(moments) else None
 
 

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from itertools import chain
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from fastgen.models import Losses, Model
 
+from . import obstacles
 from .averaging import WeightAverage
 from .checkpoint import Checkpoint
 from .finite import FiniteWatch, Moment, explain
+from .graphs import Graphs
+from .inputs import Batch, Inputs, StaticBatch, make_inputs
 from .packing import pack, unpack
 from .seeds import seed_generators, step_seed
+from .step_graphs import WARM_UP, StepGraphs
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Gradients = list[Tensor | None]
-
-
-class Batch(Protocol):
-    """Images, and labels where there are any."""
-
-    @property
-    def images(self) -> Tensor:
-        """Float, (N, ...)."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Int64, (N,)."""
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -59,6 +54,8 @@ class Stepper:
         augment: Callable[[Tensor], Tensor] | None,
         updates: str,
         average: WeightAverage | None,
+        graphs: Graphs | None = None,
+        graphs_required: bool = False,
     ) -> None:
         self._model, self._batches, self._device, self._seed = model, batches, device, seed
         self._dtype, self._run_phases, self._average = dtype, UPDATES[updates], average
@@ -66,9 +63,21 @@ class Stepper:
         self.phases = model.phases()
         self.optimizers = [optimizer(phase.parameters) for phase in self.phases]
         self.losses: dict[str, Tensor] = {}
-        self._watch = FiniteWatch(device)
+        self._watch = FiniteWatch(device, deferred=device.type != "cpu" or graphs is not None)
         self._batches_per_step = max(phase.repeats for phase in self.phases)
-        self._drawn: dict[int, Batch] = {}
+        self._drawn: dict[int, StaticBatch] = {}
+        self._sizes: dict[int, int] = {}
+        self._inputs: Inputs | None = None
+        self._numbers: dict[str, object] = {}
+        self._recording: Graphs | None = None
+        self._fitted = True
+        self.graphs = StepGraphs(
+            graphs,
+            required=graphs_required,
+            obstacle=self._obstacle,
+            constants=self._constants,
+            addresses=self._addresses,
+        )
         if self._run_phases is _simultaneously and self._batches_per_step > 1:
             repeats = ", ".join(f"{phase.name} {phase.repeats}" for phase in self.phases)
             raise ValueError(
@@ -83,39 +92,100 @@ class Stepper:
             NonFiniteLoss: on the CPU, before the bad update. Elsewhere see `check`.
         """
         self._drawn.clear()
+        self._sizes.clear()
+        self._recording, self._fitted = self.graphs.begin(), True
+        if self.graphs.steps == WARM_UP - 1:
+            self._numbers = obstacles.numbers_in(self._model)
+
         self._run_phases(self, step)
         if self._average is not None:
-            self._average.update(step + 1)
-        return sum(len(batch.images) for batch in self._drawn.values())
+            self._average.reach(step + 1)
+            self.play("average", self._average.follow)
+        return sum(self._sizes.values())
 
     def check(self) -> None:
         """Wait for the device; raise NonFiniteLoss if anything since the last check was bad."""
         moment = self._watch.first()
         if moment is not None:
             phase = self.phases[moment.phase].name
-            raise explain(self._model, phase, moment, lambda: self._forward(moment))
+            raise explain(self._model, phase, moment, lambda: self._losses_of(moment))
 
-    def gradients(self, moment: Moment) -> Gradients:
-        """The gradients of one phase in its own parameters."""
-        phase, losses = self.phases[moment.phase], self._forward(moment)
+    def play(self, name: str, work: Callable[[], T]) -> T:
+        """Run a part of the step that needs neither batch nor noise."""
+        # Recordings share memory and are made in the order of the step, so none before all before
+        # it are; and the gradients that it reads lie where they lay only if a replay made them.
+        if self._recording is None or not self._fitted:
+            return self.graphs.eagerly(work)
+        return self._replay(name, work, lambda: None)
+
+    def play_with_batch(self, name: str, moment: Moment, work: Callable[[Batch], T]) -> T:
+        """Run a part of the step on its batch, after seeding its noise."""
+        index, seed = self._index(moment), partial(self._seed_noise, moment)
+        self._watch.note(moment)
+        inputs = self._inputs_for(index)
+        if inputs is not None:
+            return self._replay(name, lambda: work(inputs.read()), seed)
+        batch, self._fitted = self._batch(index), False
+        self._sizes[index] = len(batch.images)
+        seed()
+        return self.graphs.eagerly(lambda: work(batch))
+
+    def gradients(self, place: int, batch: Batch) -> tuple[dict[str, Tensor], Gradients]:
+        """The losses of one phase, and their gradients in its own parameters."""
+        phase, losses = self.phases[place], self._forward(place, batch)
         gradients = torch.autograd.grad(losses["loss"], phase.parameters, allow_unused=True)
-        for name, value in losses.items():
-            self.losses[f"{phase.name}/{name}"] = value.detach()
-        self._watch.record(moment, losses["loss"], gradients)
+        self._watch.look(losses["loss"], gradients)
         if not self._watch.deferred:
             self.check()
-        return list(map(_in_layout_of, phase.parameters, gradients))
+        named = {f"{phase.name}/{name}": value.detach() for name, value in losses.items()}
+        return named, list(map(_in_layout_of, phase.parameters, gradients))
 
-    def update(self, phase: int, gradients: Gradients) -> None:
+    def update(self, place: int, gradients: Gradients) -> None:
         """Let one phase's optimizer move its parameters."""
-        parameters, after_step = self.phases[phase].parameters, self.phases[phase].after_step
+        parameters, optimizer = self.phases[place].parameters, self.optimizers[place]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        self.optimizers[phase].step()
-        for parameter in parameters:
-            parameter.grad = None
-        if after_step is not None:
-            after_step()
+        try:
+            if _being_captured():
+                with obstacles.fused_as_capturable(optimizer):
+                    optimizer.step()
+            else:
+                optimizer.step()
+        finally:
+            for parameter in parameters:
+                parameter.grad = None
+        self._after_step(place, ours=True)
+
+    def descend(self, moment: Moment) -> None:
+        """Run a phase once: gradients, then the update."""
+
+        def work(batch: Batch) -> dict[str, Tensor]:
+            losses, gradients = self.gradients(moment.phase, batch)
+            self.update(moment.phase, gradients)
+            return losses
+
+        name = f"descend {moment.phase}"
+        self.losses.update(self.play_with_batch(name, moment, work))
+        self._after_step(moment.phase, ours=False)
+
+    def descend_together(self, step: int) -> None:
+        """Run every phase once: all gradients, then all updates."""
+        places = range(len(self.phases))
+        gradients: list[Gradients] = []
+        for place in places:
+            losses, found = self.play_with_batch(
+                f"gradients {place}", Moment(step, place, 0), partial(self.gradients, place)
+            )
+            self.losses.update(losses)
+            gradients.append(found)
+
+        def work() -> None:
+            for place in places:
+                self.update(place, gradients[place])
+
+        self.play("updates", work)
+        for place in places:
+            self._after_step(place, ours=False)
 
     def state(self) -> Checkpoint:
         """Everything the next step depends on."""
@@ -148,44 +218,135 @@ class Stepper:
         if self._average is not None:
             self._average.load(checkpoint.tensors["ema"])
         for name, optimizer in zip(names, self.optimizers, strict=True):
-            optimizer.load_state_dict(optimizers[name])
+            optimizer.load_state_dict(_run_as(optimizer, optimizers[name]))
             _lay_out_like_parameters(optimizer)
+        self.graphs.forget()
 
-    def _forward(self, moment: Moment) -> Losses:
-        """The losses of one moment, as often as asked the same."""
-        batch = self._batch(moment)
-        labels = None if batch.labels is None else batch.labels.to(self._device)
-        seed_generators(step_seed(self._seed, *moment), self._device)
-        images = batch.images.to(self._device)
-        if self._augment is not None:
-            images = self._augment(images)
+    def _forward(self, place: int, batch: Batch) -> Losses:
+        """The losses of one phase; the noise is seeded already."""
+        images = batch.images if self._augment is None else self._augment(batch.images)
         mixed = self._dtype != torch.float32
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=mixed):
-            return self.phases[moment.phase].loss(images, labels)
+            return self.phases[place].loss(images, batch.labels)
 
-    def _batch(self, moment: Moment) -> Batch:
+    def _losses_of(self, moment: Moment) -> Losses:
+        """The losses of one moment, as often as asked the same."""
+        batch = self._batch(self._index(moment))
+        self._seed_noise(moment)
+        return self._forward(moment.phase, batch)
+
+    def _index(self, moment: Moment) -> int:
         # The phases of a step share its batches, so an epoch is as long for a GAN as for a VAE.
-        if moment.repetition not in self._drawn:
-            index = moment.step * self._batches_per_step + moment.repetition
-            self._drawn[moment.repetition] = self._batches.batch(index)
-        return self._drawn[moment.repetition]
+        return moment.step * self._batches_per_step + moment.repetition
+
+    def _batch(self, index: int) -> StaticBatch:
+        if index not in self._drawn:
+            images, labels = (batch := self._batches.batch(index)).images, batch.labels
+            self._drawn[index] = StaticBatch(
+                images.to(self._device), None if labels is None else labels.to(self._device)
+            )
+        return self._drawn[index]
+
+    def _seed_noise(self, moment: Moment) -> None:
+        seed_generators(step_seed(self._seed, *moment), self._device)
+
+    def _after_step(self, place: int, *, ours: bool) -> None:
+        # What is not ours may do more than compute, so it is never part of a recording.
+        after_step = self.phases[place].after_step
+        if after_step is not None and obstacles.is_ours(after_step) == ours:
+            after_step()
+
+    # --- recording ---
+
+    def _replay(self, name: str, work: Callable[[], T], prepare: Callable[[], None]) -> T:
+        result = self.graphs.replay(name, work, prepare)
+        if self.graphs.reason is not None:
+            self._recording = None
+        return result
+
+    def _inputs_for(self, index: int) -> Inputs | None:
+        """Where a recording finds batch `index`; None where it is to run eagerly."""
+        if self._recording is None:
+            return None
+        if self._inputs is None:
+            room = self._recording.room()
+            self._inputs = make_inputs(
+                self._batches, self._batch, index, device=self._device, room=room
+            )
+        size = self._inputs.load(index)
+        if size is None:
+            return None
+        self._sizes[index] = size
+        return self._inputs
+
+    def _obstacle(self) -> str | None:
+        pairs = zip(self.phases, self.optimizers, strict=True)
+        reasons = chain(
+            [obstacles.of_processes(), obstacles.of_hooks(self._model)],
+            (obstacles.of_optimizer(phase.name, optimizer) for phase, optimizer in pairs),
+        )
+        if self._recording is None and self.graphs.steps == WARM_UP + 1:
+            numbers = obstacles.of_numbers(self._numbers, obstacles.numbers_in(self._model))
+            reasons = chain(reasons, [numbers])
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _constants(self) -> object:
+        return [
+            (key, self._constant(value))
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for key, value in group.items()
+            if key != "params"
+        ]
+
+    def _constant(self, value: object) -> object:
+        # A tensor on the device is read by every replay; one on the host, when it was recorded.
+        if not isinstance(value, Tensor):
+            return value
+        return value.data_ptr() if value.device == self._device else value.tolist()
+
+    def _addresses(self) -> object:
+        tensors = chain(
+            self._model.parameters(),
+            self._model.buffers(),
+            self._average.weights.values() if self._average is not None else (),
+            (
+                value
+                for optimizer in self.optimizers
+                for remembered in optimizer.state.values()
+                for value in remembered.values()
+                if isinstance(value, Tensor)
+            ),
+        )
+        return [tensor.data_ptr() for tensor in tensors], obstacles.numbers_in(self._model)
 
 
 def _alternate(stepper: Stepper, step: int) -> None:
     for place, phase in enumerate(stepper.phases):
         for repetition in range(phase.repeats):
-            stepper.update(place, stepper.gradients(Moment(step, place, repetition)))
+            stepper.descend(Moment(step, place, repetition))
 
 
 def _simultaneously(stepper: Stepper, step: int) -> None:
-    places = range(len(stepper.phases))
-    gradients = [stepper.gradients(Moment(step, place, 0)) for place in places]
-    for place in places:
-        stepper.update(place, gradients[place])
+    stepper.descend_together(step)
 
 
 UPDATES = {"alternating": _alternate, "simultaneous": _simultaneously}
 """The order of gradients and updates within a step."""
+
+
+def _being_captured() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _run_as(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    # How an optimizer runs belongs to the machine and not to the checkpoint.
+    how = ("fused", "foreach", "capturable")
+    groups = [
+        {**loaded, **{key: present[key] for key in how if key in present}}
+        for loaded, present in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**state, "param_groups": groups}
 
 
 def _in_layout_of(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:

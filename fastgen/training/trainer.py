@@ -15,6 +15,7 @@ from fastgen.models import Model
 from .averaging import WeightAverage
 from .checkpoint import Checkpoint, read_checkpoint, read_latest, write_checkpoint
 from .devices import move, resolve_device
+from .graphs import graphs_for
 from .interrupt import Interrupted, answering_signals
 from .log import Record, RunLog
 from .progress import Meter, Progress
@@ -25,6 +26,7 @@ from .stepper import UPDATES, BatchSource, OptimizerFactory, Stepper
 
 Action = Callable[[int], None]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CAPTURES = ("auto", "off", "on")
 
 
 class Trainer:
@@ -53,6 +55,10 @@ class Trainer:
             caller's: call ``torch.manual_seed`` before building the model.
         device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
         precision: ``"fp32"``, or ``"bf16"``: losses run under autocast, weights stay float32.
+        capture: whether steps on a GPU are recorded in CUDA graphs, after three ordinary ones, and
+            replayed: a step then costs a few launches instead of some thousand. The numbers are the
+            same (see ``docs/capture.md``). ``"auto"``: where it can be done, else one line says why
+            not; ``"off"``; ``"on"``: where it cannot be done, an error says why.
         lr, betas: of Adam, one for each phase.
         optimizer: makes another optimizer from a phase's parameters, `lr` and `betas` aside.
         augment: changes the images of every batch, :class:`~fastgen.data.AffineJitter` for one;
@@ -88,6 +94,7 @@ class Trainer:
         seed: int = 0,
         device: str | torch.device = "auto",
         precision: str = "fp32",
+        capture: str = "auto",
         lr: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
         optimizer: OptimizerFactory | None = None,
@@ -105,11 +112,15 @@ class Trainer:
     ) -> None:
         _one_of("precision", precision, PRECISIONS)
         _one_of("updates", updates, UPDATES)
+        _one_of("capture", capture, CAPTURES)
         _at_least(0, seed=seed)
         _at_least(1, keep=keep, log_every=log_every)
         _at_least(1, sample_every=sample_every, checkpoint_every=checkpoint_every)
 
         self.device = resolve_device(device)
+        graphs = None if capture == "off" else graphs_for(self.device)
+        if capture == "on" and graphs is None:
+            raise ValueError(f"capture='on' needs a CUDA GPU (device is {self.device})")
         self.model = move(model, self.device)
         self.step, self._seed, self._progress, self._keep = 0, seed, progress, keep
         self._average = (
@@ -129,6 +140,8 @@ class Trainer:
             augment=augment,
             updates=updates,
             average=self._average,
+            graphs=graphs,
+            graphs_required=capture == "on",
         )
         self._log_every, self._sample_every = log_every, sample_every
         self._checkpoint_every = checkpoint_every
@@ -161,6 +174,7 @@ class Trainer:
                 checkpoint saved. A second Ctrl-C stops at once.
             ConfigMismatch: the run folder belongs to other settings.
             CheckpointError: a checkpoint cannot be written, or none can be read.
+            CaptureError: `capture` is ``"on"`` and the step cannot be captured.
         """
         record: Record = {}
         with ExitStack() as stack:
@@ -181,6 +195,8 @@ class Trainer:
                     (self._checkpoint_every, recorder.save),
                 ]
             self.model.train()
+            self._stepper.graphs.say = progress.warn
+            self._stepper.graphs.review()
             stack.enter_context(self._meter.running())
             while self.step < steps:
                 self._meter.add(self._stepper.run(self.step))
@@ -260,6 +276,7 @@ class Trainer:
         with self._meter.paused():
             seed_generators(step_seed(self._seed, PICTURES), self.device)
             action(self.step)
+        self._stepper.graphs.review()
 
     def _interrupted(self, number: int, recorder: Recorder | None) -> Interrupted:
         if recorder is None:
