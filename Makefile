@@ -7,6 +7,10 @@ RUN ?=
 # What suits small digits best; larger pictures want the defaults.
 DEMO := --data digits --latent-dim 16 --critic-steps 1 --lr 0.001
 bin := $(VENV)/bin
+install = $(bin)/python -m pip install --quiet --constraint constraints.txt
+# What fastgen._C is made of: a change compiles again what it touches.
+sources := $(shell find csrc build_support -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+test_build := $(or $(FASTGEN_BUILD),$(if $(shell command -v nvcc),cuda,auto))
 
 .PHONY: help demo test lint typecheck clean
 
@@ -19,7 +23,7 @@ demo: $(VENV)/.train
 	$(bin)/fastgen train wgan $(DEMO) $(if $(RUN),--run $(RUN))
 
 test: $(VENV)/.dev lint typecheck
-	$(bin)/pytest -n 2
+	FASTGEN_REQUIRE_CUDA_BUILD=$(if $(filter cuda,$(test_build)),1) $(bin)/pytest -n 2
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check .
@@ -33,15 +37,27 @@ $(bin)/python:
 		{ echo "fastgen needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and by its pin alone, so that no other package's wish picks another build of it.
-$(VENV)/.train: $(bin)/python pyproject.toml setup.py constraints.txt
-	$(bin)/python -m pip install --quiet --constraint constraints.txt torch
-	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
+# torch first and by its pin alone, so that no other package's wish picks another build of it; then the
+# build tools, since the package is built in this environment, where torch's headers are.
+$(VENV)/.tools: $(bin)/python constraints.txt
+	$(install) torch
+	$(install) setuptools pybind11 ninja
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.train
-	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+# Beside a CPU build of torch the demo leaves CUDA kernels out: they could not run and take a minute.
+$(VENV)/.train: $(VENV)/.tools pyproject.toml setup.py $(sources)
+	FASTGEN_CUDA_ARCHS="$${FASTGEN_CUDA_ARCHS-$$($(bin)/python -c 'import torch; print("" if torch.version.cuda else "none")')}" \
+		$(install) --no-build-isolation --editable '.[train]'
+	@$(bin)/python -m build_support --pure
 	@touch $@
+
+# The tests compile everything, CUDA too where there is a CUDA compiler. Of CUTLASS the headers are
+# all that is needed, not the Python packages that it asks for.
+$(VENV)/.dev: $(VENV)/.tools pyproject.toml setup.py $(sources)
+	$(install) --no-deps nvidia-cutlass
+	FASTGEN_BUILD=$(test_build) $(install) --no-build-isolation --editable '.[dev]'
+	@$(bin)/python -m build_support --pure
+	@touch $(VENV)/.train $@
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf build dist *.egg-info fastgen/_C.*.so fastgen/_build.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -1,8 +1,8 @@
 """The compiled module `fastgen._C`: loaded once, when first needed, or the reason why it is not.
 
 Loading it registers the C++ operators as `torch.ops.fastgen.*`. A missing or broken module is no
-error by itself: plain PyTorch computes everything. `missing` says what stands in the way and what to
-do, for the message of a backend that was asked for by name and for `fastgen info`.
+error by itself: plain PyTorch computes everything. `missing` says what stands in the way and what
+to do, for the message of a backend that was asked for by name and for `fastgen info`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import json
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import ModuleType
+from typing import Literal, cast
 
 import torch
-
-if TYPE_CHECKING:
-    from .._C import _CudaKernel
 
 RECORD = Path(__file__).resolve().parent.parent / "_build.json"
 NEVER_BUILT = (
@@ -26,10 +24,10 @@ NEVER_BUILT = (
 
 
 @cache
-def _load() -> str | None:
-    """Load the module; the reason why it is not there, or None when it is."""
+def _module() -> ModuleType | str:
+    """The module, loaded when first asked for, or the reason why it is not there."""
     try:
-        import_module("fastgen._C")
+        return import_module("fastgen._C")
     except ModuleNotFoundError:
         return recorded_reason("cpu") or NEVER_BUILT
     except ImportError as failure:
@@ -37,7 +35,6 @@ def _load() -> str | None:
             f"the compiled module does not load beside torch {torch.__version__} ({failure}); "
             "install fastgen again with --no-build-isolation --force-reinstall --no-deps"
         )
-    return None
 
 
 def recorded_reason(part: str) -> str | None:
@@ -52,9 +49,18 @@ def recorded_reason(part: str) -> str | None:
 
 def missing(part: Literal["cpu", "cuda"]) -> str | None:
     """Why the compiled kernels of `part` cannot run here and what to do; None when they can."""
-    reason = _load()
-    if reason is not None:
-        return reason
+    return _missing(part)
+
+
+# A constant for torch.compile, which cannot trace the loading of a module. This is what
+# `torch.compiler.assume_constant_result` does, once it has imported the whole compiler.
+missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _missing(part: str) -> str | None:
+    if isinstance(loaded := _module(), str):
+        return loaded
     if part == "cpu":
         if build_information()["cpu_sources"] == "0":
             return "this version of fastgen holds no C++ kernels for the CPU; use backend='torch'"
@@ -75,33 +81,26 @@ def build_information() -> dict[str, str]:
     Keys: ``torch_headers``, ``oldest_torch``, ``python``, ``compiler``, ``pybind11``, ``cuda``,
     ``cuda_architectures``, ``cutlass``, ``cpu_sources``; a part left out has an empty text.
     """
-    if _load() is not None:
-        return {}
-    from .. import _C
-
-    return _C.build_information()
+    loaded = _module()
+    return {} if isinstance(loaded, str) else cast("dict[str, str]", loaded.build_information())
 
 
 @cache
 def cpu_capability() -> dict[str, bool]:
     """Vector instruction sets of this CPU by name (``avx2``, ``avx512``, ``neon``, ...)."""
-    if _load() is not None:
-        return {}
-    from .. import _C
-
-    return _C.cpu_capability()
+    loaded = _module()
+    return {} if isinstance(loaded, str) else cast("dict[str, bool]", loaded.cpu_capability())
 
 
-def cuda_kernels() -> list[_CudaKernel]:
+def cuda_kernels() -> list[dict[str, str | int]]:
     """Each compiled CUDA kernel for each architecture, as the CUDA compiler reported on it:
     ``name``, ``source``, ``architecture``, ``registers``, ``shared_bytes``, ``stack_bytes``,
     ``spill_stores``, ``spill_loads``.
     """
-    if _load() is not None:
-        return []
-    from .. import _C
-
-    return _C.cuda_kernels()
+    loaded = _module()
+    return (
+        [] if isinstance(loaded, str) else cast("list[dict[str, str | int]]", loaded.cuda_kernels())
+    )
 
 
 def has_cutlass() -> bool:

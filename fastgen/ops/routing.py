@@ -306,6 +306,8 @@ def describe(operation: str, pass_: str, arguments: Iterable[Any]) -> str:
 
 def allow_tf32() -> bool:
     """Whether PyTorch's settings let float32 convolutions multiply in TensorFloat-32."""
+    if torch.compiler.is_compiling():  # traceable, but refuses a mix of the old and new flags
+        return bool(torch.backends.cudnn.allow_tf32)
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 

@@ -1,0 +1,251 @@
+// What kernels and launchers share, free of torch and, on the host, of CUDA headers.
+//
+// Kernel bodies are written once and compiled twice: by nvcc for the device, and by an ordinary
+// C++ compiler for the tests, which run the same body for every thread index. So the 16-bit types
+// are ours, and their conversions exist on both sides.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "formulas.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#define FASTGEN_HD FASTGEN_FORMULA
+
+#if defined(__CUDACC__)
+#define FASTGEN_PRAGMA(text) _Pragma(#text)
+#define FASTGEN_UNROLL _Pragma("unroll")
+#define FASTGEN_UNROLL_BY(count) FASTGEN_PRAGMA(unroll count)
+#else
+#define FASTGEN_UNROLL
+#define FASTGEN_UNROLL_BY(count)
+#endif
+
+namespace fastgen {
+
+enum class Dtype { float32, bfloat16, float16 };
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+struct Float16 {
+  std::uint16_t bits;
+};
+
+// ------------------------------------------------------------------------------------ conversions
+
+FASTGEN_HD float to_float(float value) { return value; }
+
+FASTGEN_HD float to_float(BFloat16 value) {
+  return float_of(static_cast<std::uint32_t>(value.bits) << 16);
+}
+
+FASTGEN_HD float to_float(Float16 value) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(value.bits));
+#else
+  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
+  const std::uint32_t exponent = (value.bits >> 10) & 0x1fu;
+  const std::uint32_t fraction = value.bits & 0x3ffu;
+  if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  if (exponent == 31) return float_of(sign | 0x7f800000u | (fraction << 13));
+  return float_of(sign | ((exponent + 112) << 23) | (fraction << 13));
+#endif
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN; what is too large becomes infinite.
+template <typename T>
+FASTGEN_HD T from_float(float value);
+
+template <>
+FASTGEN_HD float from_float<float>(float value) {
+  return value;
+}
+
+template <>
+FASTGEN_HD BFloat16 from_float<BFloat16>(float value) {
+#if defined(__CUDA_ARCH__)
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+#else
+  const std::uint32_t bits = bits_of(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
+  return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+#endif
+}
+
+template <>
+FASTGEN_HD Float16 from_float<Float16>(float value) {
+#if defined(__CUDA_ARCH__)
+  return {__half_as_ushort(__float2half_rn(value))};
+#else
+  const std::uint32_t bits = bits_of(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {0x7fff};
+  if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};
+  if (magnitude < 0x38800000u) {
+    // Below 2^-14: adding 0.5 leaves the multiple of 2^-24 that is nearest in the low bits.
+    const std::uint32_t shifted = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+    return {static_cast<std::uint16_t>(sign | shifted)};
+  }
+  const std::uint32_t rounded = magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u);
+  return {static_cast<std::uint16_t>(sign | (rounded >> 13))};
+#endif
+}
+
+// ---------------------------------------------------------------------------------- wide accesses
+
+// V neighbours in one register group: one 16-byte load or store where V * sizeof(T) is 16.
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T values[V];
+};
+
+template <typename T>
+inline constexpr int kWideExtent = 16 / static_cast<int>(sizeof(T));
+
+#if defined(__CUDACC__)
+// The machine word that holds a pack.
+template <int Bytes>
+struct Word;
+template <>
+struct Word<2> {
+  using type = unsigned short;
+};
+template <>
+struct Word<4> {
+  using type = unsigned int;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+#endif
+
+#if defined(__CUDA_ARCH__)
+template <typename W>
+__device__ __forceinline__ void store_word(W* address, W word) {
+  *address = word;
+}
+// Spelled out: nvcc takes most assignments of a uint4 apart into four stores of 4 bytes.
+__device__ __forceinline__ void store_word(uint4* address, uint4 word) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(word.x),
+               "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_word(uint2* address, uint2 word) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(word.x), "r"(word.y)
+               : "memory");
+}
+#endif
+
+// In global memory, at an address that is a multiple of the pack's size.
+template <typename T, int V>
+FASTGEN_HD Pack<T, V> load_pack(const T* address) {
+#if defined(__CUDA_ARCH__)
+  using W = typename Word<sizeof(Pack<T, V>)>::type;
+  const W word = *reinterpret_cast<const W*>(address);
+  Pack<T, V> pack;
+  memcpy(&pack, &word, sizeof(pack));
+  return pack;
+#else
+  return *reinterpret_cast<const Pack<T, V>*>(address);
+#endif
+}
+
+template <typename T, int V>
+FASTGEN_HD void store_pack(T* address, const Pack<T, V>& pack) {
+#if defined(__CUDA_ARCH__)
+  using W = typename Word<sizeof(Pack<T, V>)>::type;
+  W word;
+  memcpy(&word, &pack, sizeof(pack));
+  store_word(reinterpret_cast<W*>(address), word);
+#else
+  *reinterpret_cast<Pack<T, V>*>(address) = pack;
+#endif
+}
+
+template <typename T, int V>
+FASTGEN_HD void store_pack(T* address, const float (&values)[V]) {
+  Pack<T, V> pack;
+  FASTGEN_UNROLL
+  for (int v = 0; v < V; ++v) pack.values[v] = from_float<T>(values[v]);
+  store_pack<T, V>(address, pack);
+}
+
+// nullptr counts as aligned: an operand that is absent hinders nobody.
+inline bool is_aligned(const void* pointer, std::size_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+}
+
+// ---------------------------------------------------------------------------------------- indices
+
+FASTGEN_HD constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Division of numbers below 2^31 by a divisor known to the launcher, as a multiplication and a
+// shift [Granlund, Montgomery, "Division by invariant integers using multiplication", PLDI 1994]:
+// with s = ceil(log2 d) and m = floor(2^32 (2^s - d) / d) + 1, n / d = (mulhi(n, m) + n) >> s.
+struct FastDivide {
+  std::uint32_t divisor = 1;
+  std::uint32_t multiplier = 1;
+  std::uint32_t shift = 0;
+
+  FastDivide() = default;
+  explicit FastDivide(std::uint32_t d) : divisor(d) {
+    while ((std::uint64_t{1} << shift) < d) ++shift;
+    const std::uint64_t excess = (std::uint64_t{1} << shift) - d;
+    multiplier = static_cast<std::uint32_t>((excess << 32) / d + 1);
+  }
+
+  FASTGEN_HD std::uint32_t quotient(std::uint32_t n) const {
+#if defined(__CUDA_ARCH__)
+    const std::uint32_t high = __umulhi(n, multiplier);
+#else
+    const std::uint32_t high =
+        static_cast<std::uint32_t>((static_cast<std::uint64_t>(n) * multiplier) >> 32);
+#endif
+    return (high + n) >> shift;
+  }
+};
+
+// ----------------------------------------------------------------------------------------- device
+
+#if defined(__CUDACC__)
+namespace cuda {
+
+inline int multiprocessors() {
+  int device = 0;
+  int count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    return 1;
+  }
+  return count;
+}
+
+// What the launch before it left as an error: nullptr when it went well.
+inline const char* launch_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace cuda
+#endif
+
+}  // namespace fastgen

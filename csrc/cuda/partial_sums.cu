@@ -1,0 +1,52 @@
+#include "cuda/partial_sums.h"
+
+#include "cuda/partial_sums_body.h"
+
+namespace fastgen::cuda {
+
+namespace {
+
+template <typename T>
+__global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(PartialSums sums, T* result) {
+  __shared__ float tree[kSumThreads];
+  const int thread = static_cast<int>(threadIdx.x);
+  tree[thread] = partial_sum(sums, blockIdx.x, thread);
+  const int columns = sum_columns(sums);
+  for (int copies = kSumThreads / columns; copies > 1; copies = (copies + 1) / 2) {
+    __syncthreads();
+    tree_level(tree, copies, columns, thread, kSumThreads);
+  }
+  __syncthreads();
+  write_sum(sums, result, tree, blockIdx.x, thread);
+}
+
+template <typename T>
+const char* launch(const PartialSums& sums, void* result, void* stream) {
+  const std::int64_t blocks = ceil_div(sums.channels, sum_columns(sums));
+  sum_partials_kernel<T>
+      <<<static_cast<unsigned>(blocks), kSumThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+          sums, static_cast<T*>(result));
+  return launch_error();
+}
+
+}  // namespace
+
+const char* sum_partials(const float* partials, std::int64_t rows, std::int64_t channels,
+                         std::int64_t inner, float factor, void* result, Dtype dtype,
+                         void* stream) {
+  if (channels == 0) return nullptr;
+  if (rows * inner >= std::int64_t{1} << 31) return "2^31 or more partial sums per channel";
+  const PartialSums sums{partials, rows, channels, inner,
+                         FastDivide(static_cast<std::uint32_t>(inner)), factor};
+  switch (dtype) {
+    case Dtype::float32:
+      return launch<float>(sums, result, stream);
+    case Dtype::bfloat16:
+      return launch<BFloat16>(sums, result, stream);
+    case Dtype::float16:
+      return launch<Float16>(sums, result, stream);
+  }
+  return "unknown dtype";
+}
+
+}  // namespace fastgen::cuda

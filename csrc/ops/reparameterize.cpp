@@ -1,0 +1,214 @@
+// Operators: the reparameterization with and without the divergence, its backward and its tangent.
+
+#include "cuda/reparameterize.h"
+
+#include "ops/common.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
+  m.def("reparameterize(Tensor mu, Tensor logvar, Tensor seed) -> Tensor");
+  m.def("reparameterize_kl(Tensor mu, Tensor logvar, Tensor seed) -> (Tensor, Tensor)");
+  m.def(
+      "reparameterize_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, "
+      "Tensor seed) -> (Tensor, Tensor)");
+  m.def("scaled_noise(Tensor scale, Tensor logvar, Tensor seed) -> Tensor");
+}
+
+#ifdef FASTGEN_WITH_CUDA
+
+// A namespace of their own: the formulas have some of the same names.
+namespace fastgen::operators {
+namespace {
+
+using cuda::Reparameterization;
+using cuda::ReparameterizeCall;
+using cuda::Strides;
+
+// A shape (N, C, *) as three extents: samples, channels, and positions, the rest.
+std::int64_t sample_count(const Tensor& tensor) { return tensor.dim() > 0 ? tensor.size(0) : 1; }
+
+std::int64_t channel_count(const Tensor& tensor) { return tensor.dim() > 1 ? tensor.size(1) : 1; }
+
+std::int64_t position_count(const Tensor& tensor) {
+  std::int64_t count = 1;
+  for (std::int64_t d = 2; d < tensor.dim(); ++d) count *= tensor.size(d);
+  return count;
+}
+
+// Strides over those three, or nothing where the positions are not evenly apart. An extent of 1 has
+// no stride that matters; it gets the one of contiguous memory.
+std::optional<Strides> strides_of(const Tensor& tensor) {
+  std::optional<std::int64_t> step;  // between positions
+  std::int64_t expected = 0;         // of the next dimension outwards
+  for (std::int64_t d = tensor.dim() - 1; d >= 2; --d) {
+    if (tensor.size(d) == 1) continue;
+    if (!step.has_value()) {
+      step = tensor.stride(d);
+      expected = *step;
+    }
+    if (tensor.stride(d) != expected) return std::nullopt;
+    expected *= tensor.size(d);
+  }
+  const std::int64_t channels = channel_count(tensor), positions = position_count(tensor);
+  return Strides{sample_count(tensor) > 1 ? tensor.stride(0) : channels * positions,
+                 channels > 1 ? tensor.stride(1) : positions, step.value_or(1)};
+}
+
+// A tensor whose positions are evenly apart: itself, or a contiguous copy.
+Tensor readable(const Tensor& tensor) {
+  return strides_of(tensor).has_value() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// A result in the layout of `like`. The kernel writes to `target`, which is another tensor only
+// where that layout has no even steps; `finish` then moves the values.
+struct Result {
+  explicit Result(const Tensor& like)
+      : tensor(torch::stable::empty_like(like)),
+        target(strides_of(tensor).has_value()
+                   ? tensor
+                   : torch::stable::empty_like(torch::stable::contiguous(like))) {}
+
+  Tensor finish() {
+    if (!strides_of(tensor).has_value()) torch::stable::copy_(tensor, target);
+    return tensor;
+  }
+
+  Tensor tensor;
+  Tensor target;
+};
+
+void check_inputs(const Tensor& mu, const char* name, const Tensor& logvar, const Tensor& seed) {
+  dtype_of(mu, name);
+  check_same_device(logvar, "logvar", mu, name);
+  check_same_dtype(logvar, "logvar", mu, name);
+  check_same_shape(logvar, "logvar", mu, name);
+  check_same_device(seed, "seed", mu, name);
+  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
+                  "seed must be a 0-dim int64 tensor");
+}
+
+// Everything of a call but what its kind adds. `mu` and `logvar` are readable.
+ReparameterizeCall call_of(Reparameterization kind, const Tensor& mu, const Tensor& logvar,
+                           const Tensor& seed, const Tensor& target) {
+  ReparameterizeCall call{};
+  call.kind = kind;
+  call.dtype = dtype_of(mu, "mu");
+  call.mean = mu.const_data_ptr();
+  call.mean_strides = *strides_of(mu);
+  call.logvar = logvar.const_data_ptr();
+  call.logvar_strides = *strides_of(logvar);
+  call.seed = static_cast<const std::int64_t*>(seed.const_data_ptr());
+  call.result = target.mutable_data_ptr();
+  call.result_strides = *strides_of(target);
+  call.samples = sample_count(mu);
+  call.channels = channel_count(mu);
+  call.positions = position_count(mu);
+  return call;
+}
+
+// Where no sample is told from the next and all memory is in row-major order, the tensor is one
+// long sample: no vector is then shared by two.
+void join_samples(ReparameterizeCall& call) {
+  const std::int64_t row = call.channels * call.positions;
+  for (const Strides* s : {&call.mean_strides, &call.logvar_strides, &call.grad_z_strides,
+                           &call.result_strides, &call.grad_logvar_strides}) {
+    const bool absent = (s == &call.grad_z_strides && call.grad_z == nullptr) ||
+                        (s == &call.grad_logvar_strides && call.grad_logvar == nullptr);
+    if (absent) continue;
+    const bool flat = (call.positions == 1 || s->position == 1) &&
+                      (call.channels == 1 || s->channel == call.positions) &&
+                      (call.samples == 1 || s->sample == row);
+    if (!flat) return;
+  }
+  const Strides flat{call.samples * row, 1, 1};
+  call.mean_strides = call.logvar_strides = call.grad_z_strides = flat;
+  call.result_strides = call.grad_logvar_strides = flat;
+  call.channels = call.samples * row;
+  call.samples = call.positions = 1;
+}
+
+Tensor from_mean(Reparameterization kind, const Tensor& mean, const char* name,
+                 const Tensor& like, const Tensor& logvar, const Tensor& seed) {
+  check_inputs(mean, name, logvar, seed);
+  const OnDeviceOf guard(mean);
+  const Tensor read_mean = readable(mean), read_logvar = readable(logvar);
+  Result result(like);
+  auto call = call_of(kind, read_mean, read_logvar, seed, result.target);
+  join_samples(call);
+  check_launch(cuda::reparameterize(call, current_cuda_stream(mean)));
+  return result.finish();
+}
+
+Tensor reparameterize(Tensor mu, Tensor logvar, Tensor seed) {
+  return from_mean(Reparameterization::sample, mu, "mu", mu, logvar, seed);
+}
+
+// In the layout of logvar: the scale is a gradient, which may come in any, or expanded.
+Tensor scaled_noise(Tensor scale, Tensor logvar, Tensor seed) {
+  return from_mean(Reparameterization::scaled_noise, scale, "scale", logvar, logvar, seed);
+}
+
+std::tuple<Tensor, Tensor> reparameterize_kl(Tensor mu, Tensor logvar, Tensor seed) {
+  check_inputs(mu, "mu", logvar, seed);
+  STD_TORCH_CHECK(mu.dim() > 0, "mu must have shape (N, ...) for one divergence per sample");
+  const OnDeviceOf guard(mu);
+  const Tensor read_mu = readable(mu), read_logvar = readable(logvar);
+  Result z(mu);
+  Tensor kl = torch::stable::new_empty(mu, {mu.size(0)}, ScalarType::Float);
+  auto call = call_of(Reparameterization::sample_kl, read_mu, read_logvar, seed, z.target);
+  call.kl = static_cast<float*>(kl.mutable_data_ptr());
+  Tensor workspace =
+      torch::stable::new_empty(mu, {cuda::partial_sums_size(call)}, ScalarType::Float);
+  call.partials = static_cast<float*>(workspace.mutable_data_ptr());
+  check_launch(cuda::reparameterize(call, current_cuda_stream(mu)));
+  return {z.finish(), kl};
+}
+
+std::tuple<Tensor, Tensor> reparameterize_backward(std::optional<Tensor> grad_z,
+                                                   std::optional<Tensor> grad_kl, Tensor mu,
+                                                   Tensor logvar, Tensor seed) {
+  check_inputs(mu, "mu", logvar, seed);
+  if (grad_z.has_value()) {
+    check_same_device(*grad_z, "grad_z", mu, "mu");
+    check_same_dtype(*grad_z, "grad_z", mu, "mu");
+    check_same_shape(*grad_z, "grad_z", mu, "mu");
+  }
+  if (grad_kl.has_value()) {
+    check_same_device(*grad_kl, "grad_kl", mu, "mu");
+    STD_TORCH_CHECK(mu.dim() > 0 && grad_kl->scalar_type() == ScalarType::Float &&
+                        grad_kl->dim() == 1 && grad_kl->size(0) == mu.size(0),
+                    "grad_kl must be float32 of shape (N)");
+  }
+  const OnDeviceOf guard(mu);
+  const Tensor read_mu = readable(mu), read_logvar = readable(logvar);
+  Result grad_mu(mu), grad_logvar(logvar);
+  auto call =
+      call_of(Reparameterization::backward, read_mu, read_logvar, seed, grad_mu.target);
+  call.grad_logvar = grad_logvar.target.mutable_data_ptr();
+  call.grad_logvar_strides = *strides_of(grad_logvar.target);
+  std::optional<Tensor> read_grad_z;
+  if (grad_z.has_value()) {
+    read_grad_z = readable(*grad_z);
+    call.grad_z = read_grad_z->const_data_ptr();
+    call.grad_z_strides = *strides_of(*read_grad_z);
+  }
+  if (grad_kl.has_value()) {
+    call.grad_kl = static_cast<const float*>(grad_kl->const_data_ptr());
+    call.grad_kl_stride = grad_kl->stride(0);
+  } else {
+    join_samples(call);
+  }
+  check_launch(cuda::reparameterize(call, current_cuda_stream(mu)));
+  return {grad_mu.finish(), grad_logvar.finish()};
+}
+
+}  // namespace
+}  // namespace fastgen::operators
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) {
+  m.impl("reparameterize", TORCH_BOX(&fastgen::operators::reparameterize));
+  m.impl("reparameterize_kl", TORCH_BOX(&fastgen::operators::reparameterize_kl));
+  m.impl("reparameterize_backward", TORCH_BOX(&fastgen::operators::reparameterize_backward));
+  m.impl("scaled_noise", TORCH_BOX(&fastgen::operators::scaled_noise));
+}
+
+#endif

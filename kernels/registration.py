@@ -1,0 +1,41 @@
+"""Operators `torch.ops.fastgen_triton.*`: how a Python function becomes one.
+
+Registered at the lowest level, without autograd: the autograd Functions of fastgen.ops stand above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import triton
+
+NAMESPACE = "fastgen_triton"
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def operator(schema: str, *, fake: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Register the function below as `torch.ops.fastgen_triton.<name>`.
+
+    It runs on CUDA tensors, and on CPU tensors where Triton's interpreter was switched on
+    (`TRITON_INTERPRET=1`) before Triton was imported.
+
+    Args:
+        schema: name, arguments and results, as in ``"f(Tensor x, float slope) -> Tensor"``.
+        fake: the same function for tensors without data: shapes, dtypes and layouts only.
+    """
+
+    def register(function: _F) -> _F:
+        name = schema.partition("(")[0]
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, function, "CUDA")
+        if INTERPRETED:
+            _library.impl(name, function, "CPU")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+        return function
+
+    return register

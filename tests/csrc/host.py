@@ -1,0 +1,95 @@
+"""Kernel bodies on the host: compile a small program around them, run it, read back its results.
+
+A program `<name>_host.cpp` includes a `_body.h` of csrc/cuda, plays every thread of the grid in
+turn and runs under AddressSanitizer and UndefinedBehaviorSanitizer, so an index outside its tensor
+ends the test. Tensors travel as raw binary files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+
+
+def compiler() -> str:
+    """The C++ compiler, or the test is skipped: fastgen installs without one."""
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if found is None:
+        pytest.skip("no C++ compiler")
+    return found
+
+
+def build(name: str, sources: Sequence[str | Path], sanitize: bool = True) -> Path:
+    """Compile `sources` (relative to tests/csrc) into one executable and return its path.
+
+    It is kept in the temporary folder under a name that holds the digest of the flags, the sources
+    and every header of csrc, so that only a change compiles again.
+    """
+    flags = ["-std=c++17", "-O1", "-g", "-fno-omit-frame-pointer", *WARNINGS, f"-I{ROOT / 'csrc'}"]
+    if sanitize:
+        flags += SANITIZERS
+    files = [HERE / source for source in sources]
+    command = [compiler(), *flags, *map(str, files)]
+
+    digest = hashlib.sha256(" ".join(command).encode())
+    for file in [*files, *sorted((ROOT / "csrc").rglob("*.h")), *sorted(HERE.glob("*.h"))]:
+        digest.update(file.read_bytes())
+    folder = Path(tempfile.gettempdir()) / f"fastgen-host-tests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    program = folder / f"{name}-{digest.hexdigest()[:16]}"
+
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            for stale in folder.glob(f"{name}-*"):
+                stale.unlink()
+            unfinished = program.with_suffix(".part")
+            built = subprocess.run(
+                [*command, "-o", str(unfinished)], capture_output=True, text=True, check=False
+            )
+            assert built.returncode == 0, built.stderr
+            assert "warning:" not in built.stderr, built.stderr
+            unfinished.rename(program)
+    return program
+
+
+def run(
+    program: Path,
+    arguments: Sequence[object],
+    inputs: Mapping[str, np.ndarray],
+    folder: Path,
+) -> None:
+    """Write each input as `<folder>/<name>.bin` and run `program <folder> <arguments ...>`.
+
+    Raises:
+        AssertionError: the program failed, with what it and the sanitizers said.
+    """
+    for name, values in inputs.items():
+        (folder / f"{name}.bin").write_bytes(np.ascontiguousarray(values).tobytes())
+    finished = subprocess.run(
+        [str(program), str(folder), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "ASAN_OPTIONS": "detect_leaks=1:halt_on_error=1"},
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def result(folder: Path, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
+    """What the program wrote to `<folder>/<name>.bin`, flat."""
+    return np.fromfile(folder / f"{name}.bin", dtype=dtype)
