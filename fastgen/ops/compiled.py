@@ -16,6 +16,8 @@ from typing import Literal, cast
 
 import torch
 
+from . import fakes
+
 RECORD = Path(__file__).resolve().parent.parent / "_build.json"
 NEVER_BUILT = (
     "fastgen runs from a source tree in which nothing was built; run pip install "
@@ -27,7 +29,7 @@ NEVER_BUILT = (
 def _module() -> ModuleType | str:
     """The module, loaded when first asked for, or the reason why it is not there."""
     try:
-        return import_module("fastgen._C")
+        module = import_module("fastgen._C")
     except ModuleNotFoundError:
         return recorded_reason("cpu") or NEVER_BUILT
     except ImportError as failure:
@@ -35,6 +37,8 @@ def _module() -> ModuleType | str:
             f"the compiled module does not load beside torch {torch.__version__} ({failure}); "
             "install fastgen again with --no-build-isolation --force-reinstall --no-deps"
         )
+    fakes.register(cutlass=bool(module.build_information()["cutlass"]))
+    return module
 
 
 def recorded_reason(part: str) -> str | None:

@@ -1,12 +1,27 @@
-"""The compiled CUDA kernels as candidates of the router."""
+"""The compiled CUDA kernels as candidates of the router.
+
+The written rule, in this order: the image-edge kernels for layers with a picture on one side;
+PyTorch's convolution (cuDNN) and one pass over its output for all others. The Hopper kernels are
+taken only where they were measured to be faster.
+"""
 
 from __future__ import annotations
 
+import functools
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from . import compiled
+from .convolution import Activation
 from .fused_kernels import FusedKernels, offer_fused
+from .geometry import Geometry
+from .layouts import is_channels_last_like
+from .routing import offer
+
+CONV, TRANSPOSED = "conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"
 
 
 def operators() -> Any:
@@ -14,5 +29,100 @@ def operators() -> Any:
     return torch.ops.fastgen
 
 
-CUDA = FusedKernels(operators)
-offer_fused(CUDA, "CUDA", ["cuda"], also_plain=("input_gradient", "weight_gradient"))
+FUSED = FusedKernels(operators)
+
+
+# --- Hopper: bfloat16 and float16 in channels_last, groups 1 ---
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+TILES = 3  # csrc/ops/conv2d_bias_leaky_relu_sm90.cpp names them; a test holds the number
+
+
+def _hopper_fits(input: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    if torch.compiler.is_compiling() or not compiled.has_cutlass():
+        return False
+    aligned = all(t.storage_offset() * t.element_size() % 16 == 0 for t in (input, weight))
+    return (
+        input.dtype in (torch.bfloat16, torch.float16)
+        and geometry.groups == 1
+        and aligned
+        and input.numel() > 0
+        and is_channels_last_like(input)
+        and is_channels_last_like(weight)
+        and _is_hopper(input.device)
+        and bool(
+            operators().hopper_conv2d_fits(
+                *input.shape, weight.shape[0], *weight.shape[2:], *_numbers(geometry)
+            )
+        )
+    )
+
+
+def _numbers(geometry: Geometry) -> tuple[int, ...]:
+    return (*geometry.stride, *geometry.padding, *geometry.dilation)
+
+
+def _hopper(
+    tile: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation,
+    geometry: Geometry,
+) -> Tensor:
+    bias = None if bias is None else bias.contiguous()
+    output: Tensor = operators().hopper_conv2d(
+        input, weight, bias, activation, *_numbers(geometry), tile
+    )
+    return output
+
+
+def _hopper_masked(
+    tile: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    negative_slope: float,
+    geometry: Geometry,
+) -> Tensor:
+    result = _hopper(tile, input, weight, bias, 1.0, geometry)
+    return FUSED.mask_(result, None, output, negative_slope)
+
+
+def _hopper_input_gradient(
+    tile: int, grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
+) -> Tensor:
+    """Of a transposed convolution: the convolution of the gradient."""
+    result = _hopper(tile, grad, weight, None, 1.0, geometry)
+    return result[:, :, : size[0], : size[1]] if tuple(result.shape[2:]) != size else result
+
+
+def _fits_forward(*arguments: Any) -> bool:
+    return arguments[3] != "tanh" and _hopper_fits(arguments[0], arguments[1], arguments[-1])
+
+
+def _fits_linear(*arguments: Any) -> bool:
+    return _hopper_fits(arguments[0], arguments[1], arguments[-1])
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+# --- the candidates, in the order of the rule ---
+
+offer_fused(FUSED, "CUDA", ["cuda"], also_plain=("input_gradient", "weight_gradient"))
+for _tile in range(TILES):
+    _name = f"Hopper implicit GEMM, tile {_tile} (CUDA)"
+    offer(_name, ["cuda"], [CONV], ["forward"], partial(_hopper, _tile),
+          fits=_fits_forward, expected=_never)  # fmt: skip
+    offer(_name, ["cuda"], [CONV], ["masked_forward"], partial(_hopper_masked, _tile),
+          fits=_fits_linear, expected=_never)  # fmt: skip
+    offer(_name, ["cuda"], [TRANSPOSED], ["input_gradient"], partial(_hopper_input_gradient, _tile),
+          fits=_fits_linear, expected=_never)  # fmt: skip

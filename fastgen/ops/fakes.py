@@ -69,3 +69,42 @@ def reparameterize_backward(
 
 def scaled_noise(scale: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
     return _like(logvar)
+
+
+def hopper_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    negative_slope: float,
+    stride_h: int,
+    stride_w: int,
+    padding_h: int,
+    padding_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    tile: int,
+) -> Tensor:
+    height = _size(input.shape[2], weight.shape[2], stride_h, padding_h, dilation_h)
+    width = _size(input.shape[3], weight.shape[3], stride_w, padding_w, dilation_w)
+    shape = (input.shape[0], weight.shape[0], height, width)
+    return _pictures(input, shape, channels_last=True)
+
+
+OPERATORS = (
+    bias_leaky_relu,
+    bias_leaky_relu_,
+    leaky_relu_mask,
+    leaky_relu_mask_,
+    leaky_relu_mask_sum,
+    reparameterize,
+    reparameterize_kl,
+    reparameterize_backward,
+    scaled_noise,
+)
+CUTLASS_OPERATORS = (hopper_conv2d,)
+
+
+def register(*, cutlass: bool) -> None:
+    """Enter all of them; called once, when the module that defines the operators is loaded."""
+    for fake in (*OPERATORS, *(CUTLASS_OPERATORS if cutlass else ())):
+        torch.library.register_fake(f"fastgen::{fake.__name__}", fake)

@@ -106,11 +106,17 @@ class FusedKernels:
         geometry: Geometry,
     ) -> Tensor:
         result = _linear(input, weight, None, geometry)
-        if torch.compiler.is_compiling() or not same_order(result, output):
-            return self.mask(result, bias, output, negative_slope)
-        bias = None if bias is None else bias.contiguous()
-        self._operators().leaky_relu_mask_(result, bias, output, negative_slope)
-        return result
+        return self.mask_(result, bias, output, negative_slope)
+
+    def mask_(
+        self, fresh: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
+    ) -> Tensor:
+        """The mask in place, on a tensor that nobody else holds."""
+        if torch.compiler.is_compiling() or not same_order(fresh, output) or not is_dense(output):
+            return self.mask(fresh, shift, output, negative_slope)
+        shift = None if shift is None else shift.contiguous()
+        self._operators().leaky_relu_mask_(fresh, shift, output, negative_slope)
+        return fresh
 
     # --- the reparameterization ---
 
