@@ -54,7 +54,7 @@ $(VENV)/.train: $(VENV)/.tools pyproject.toml setup.py $(sources)
 # The tests compile everything, CUDA too where there is a CUDA compiler. Of CUTLASS the headers are
 # all that is needed, not the Python packages that it asks for.
 $(VENV)/.dev: $(VENV)/.tools pyproject.toml setup.py $(sources)
-	$(install) --no-deps nvidia-cutlass
+	$(install) --no-deps --upgrade --target $(VENV)/cutlass nvidia-cutlass
 	FASTGEN_BUILD=$(test_build) $(install) --no-build-isolation --editable '.[dev]'
 	@$(bin)/python -m build_support --pure
 	@touch $(VENV)/.train $@

@@ -196,8 +196,13 @@ def usable_architectures(settings: Settings, cuda: Cuda) -> tuple[Architecture, 
 
 
 def find_cutlass(chosen: Path | None) -> Headers:
-    """The CUTLASS headers: of $FASTGEN_CUTLASS, else of the package nvidia-cutlass."""
-    packaged = [folder / "cutlass_library/source" for folder in package_folders()]
+    """The CUTLASS headers: of $FASTGEN_CUTLASS, else of the package nvidia-cutlass.
+
+    The Makefile unpacks it beside the environment's packages: of what it asks for nothing is
+    needed, and pip would complain about that from then on.
+    """
+    folders = [*package_folders(), Path(sys.prefix) / "cutlass"]
+    packaged = [folder / "cutlass_library/source" for folder in folders]
     for root in [chosen] if chosen else packaged:
         version = root / "include/cutlass/version.h"
         if version.is_file():
