@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from fastgen.ops import compiled
 from fastgen.ops.backend import BACKENDS, automatic_names
 from fastgen.version import __version__
 
@@ -44,6 +45,7 @@ def describe_environment() -> Facts:
             for name, entry in BACKENDS.items()
         },
         "auto picks": _picks(),
+        "compiled module": _build(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
 
@@ -74,6 +76,19 @@ def _picks() -> dict[str, str]:
         by_shape = ", by shape (see fastgen info --routes)" if len(names) > 1 else ""
         picks[kind] = " or ".join(names) + by_shape
     return picks
+
+
+def _build() -> dict[str, str]:
+    """What `fastgen._C` was built with, or why it is not there and what to do."""
+    facts = {part: str(fact) for part, fact in compiled.build_information().items() if fact}
+    for part in ("cpu", "cuda", "cutlass"):
+        if not facts.get(part) and (reason := compiled.recorded_reason(part)):
+            facts[part] = f"not built: {reason}"
+    if kernels := compiled.cuda_kernels():
+        most = max(int(kernel["registers"]) for kernel in kernels)
+        spills = sum(int(k["spill_stores"]) + int(k["spill_loads"]) for k in kernels)
+        facts["cuda kernels"] = f"{len(kernels)}, at most {most} registers, {spills} bytes spilled"
+    return facts or {"fastgen._C": compiled.missing("cpu") or "built"}
 
 
 def _version(package: str) -> str:
