@@ -39,7 +39,7 @@ def measure(
     """Median seconds of each way, interleaved over a few rounds.
 
     A way that fails is infinitely slow and is warned about; when all fail, the first failure is
-    raised.
+    raised, and so is a lack of memory.
     """
     clock = clock_of(device)
     assert clock is not None
@@ -49,6 +49,8 @@ def measure(
         for name, way in ways.items():
             try:
                 samplers[name] = clock(way, arguments)
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError) as error:
                 failures[name] = error
         if not samplers:

@@ -157,7 +157,10 @@ class Router:
             if route_timing.cannot_measure_now(device):
                 return rule, False
             ways = {entry.name: entry.run for entry in candidates}
-            seconds = route_timing.measure(ways, arguments, device)
+            try:
+                seconds = route_timing.measure(ways, arguments, device)
+            except torch.OutOfMemoryError:  # says nothing about the next process
+                return rule, True
             if known is not None:
                 seconds = {**known.seconds, **seconds}
             known = Route(_fastest(seconds, rule.name), seconds)

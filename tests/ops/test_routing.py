@@ -16,6 +16,7 @@ from fastgen.ops.route_table import Route, RouteTable, environment_of, folder, t
 
 OPERATION = "invented"
 X = torch.randn(2, 3, 4, 4)
+OUT_OF_MEMORY = -2.0
 
 
 class Bench:
@@ -39,6 +40,8 @@ class Bench:
     def clock(self, way, arguments):
         name = way.candidate
         self.timed.append(name)
+        if self.seconds[name] == OUT_OF_MEMORY:
+            raise torch.OutOfMemoryError
         if self.seconds[name] < 0:
             raise RuntimeError("no algorithm\nmore about it")
         return lambda: self.seconds[name]
@@ -196,6 +199,16 @@ def test_when_every_candidate_fails_the_first_failure_is_raised(bench):
     bench.offer("broken too", -1)
     with pytest.raises(RuntimeError, match="no algorithm"):
         chosen(bench)
+
+
+def test_a_lack_of_memory_leaves_the_rule_and_nothing_on_disk(bench, tmp_path):
+    bench.offer("rule", 2e-3)
+    bench.offer("greedy", OUT_OF_MEMORY)
+    route = router()
+    assert chosen(bench, route) == "rule"
+    assert chosen(bench, route) == "rule"
+    assert bench.timed == ["rule", "greedy"]
+    assert not list((tmp_path / "routes").glob("*.json"))
 
 
 def test_a_backend_named_uses_its_own_candidates_only(bench):
