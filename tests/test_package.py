@@ -100,7 +100,12 @@ def smoke(wheel: Path, folder: Path) -> dict[str, object]:
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel],
         check=True, capture_output=True,
     )  # fmt: skip
-    code = f"import sys; sys.path.insert(0, {str(site)!r})\n{SMOKE}"
+    # The tree itself is installed editable here, and its finder would lend the wheel its module.
+    code = (
+        "import sys\n"
+        "sys.meta_path = [f for f in sys.meta_path if not f.__module__.startswith('__editable__')]\n"
+        f"sys.path.insert(0, {str(site)!r})\n{SMOKE}"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
