@@ -103,7 +103,8 @@ def smoke(wheel: Path, folder: Path) -> dict[str, object]:
     # The tree itself is installed editable here, and its finder would lend the wheel its module.
     code = (
         "import sys\n"
-        "sys.meta_path = [f for f in sys.meta_path if not f.__module__.startswith('__editable__')]\n"
+        "borrows = lambda finder: finder.__module__.startswith('__editable__')\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if not borrows(finder)]\n"
         f"sys.path.insert(0, {str(site)!r})\n{SMOKE}"
     )
     done = subprocess.run(

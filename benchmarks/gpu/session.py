@@ -1,0 +1,163 @@
+"""One run of measurements: its jobs, its time, and the JSON that each finished row goes into.
+
+The file is written after every row, so whatever stops the run leaves what was measured. Format 1:
+
+    machine    device, driver, versions, commit, digest of the sources, settings
+    ceilings   copy_bytes_per_second; operations_per_second by dtype
+    groups     name -> {"rows": [...], "skipped": [job, ...], "seconds": spent}
+    row        name, dtype, what it is; seconds, spread and failed by candidate; bytes, operations;
+               difference (ours from eager, relative); sets (argument sets in rotation)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import timing
+
+FORMAT = 1
+Row = dict[str, Any]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Job(NamedTuple):
+    """What gives one row: its name (which is listed if there is no time for it) and the work."""
+
+    name: str
+    work: Callable[[], Row]
+
+
+class DeviceLost(RuntimeError):
+    """The device answers nothing any more: an illegal access poisons the whole process."""
+
+
+@dataclass
+class Session:
+    """The device, the deadline and the results of one run.
+
+    Attributes:
+        tiny: cut every shape down and take few rounds: to try the program out, not to measure.
+    """
+
+    device: torch.device
+    path: Path
+    deadline: float
+    tiny: bool = False
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def save(self) -> None:
+        """Write the JSON; the old file stays whole until the new one is complete."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        scratch.write_text(json.dumps(self.results, indent=1) + "\n")
+        scratch.replace(self.path)
+
+    def run(self, group: str, jobs: Sequence[Job], deadline: float) -> list[Job]:
+        """Run jobs until the deadline; the ones that found no time."""
+        entry = self.results["groups"].setdefault(group, {"rows": [], "skipped": [], "seconds": 0})
+        start = time.monotonic()
+        left = list(jobs)
+        try:
+            while left and time.monotonic() < deadline:
+                job = left.pop(0)
+                row = self._row(job)
+                entry["rows"].append(row)
+                self.say(f"{group}: {describe(row)}")
+                self._note(entry, start, left)
+        finally:
+            self._note(entry, start, left)
+        return left
+
+    def _note(self, entry: dict[str, Any], start: float, left: Sequence[Job]) -> None:
+        entry["skipped"] = [job.name for job in left]
+        entry["seconds"] = round(entry["seconds"] + time.monotonic() - start, 1)
+        self.save()
+
+    def _row(self, job: Job) -> Row:
+        try:
+            return job.work()
+        except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
+            row = {"name": job.name, "failed": {"job": first_line(error)}}
+            if "CUDA error" in str(error):
+                raise DeviceLost(f"{job.name}: {first_line(error)}") from error
+            return row
+
+    def measured(
+        self,
+        candidates: Mapping[str, Callable[..., Any]],
+        make: Callable[[], tuple[Any, ...]],
+        *,
+        compare: tuple[str, str] | None = ("fastgen", "eager"),
+    ) -> Row:
+        """Times of candidates that compute the same, over argument sets larger than the L2 cache.
+
+        A candidate that fails is left out, with its reason. `compare` names two whose results are
+        compared on the first set.
+        """
+        sets = [make()] if self.tiny else timing.rotating(make, self.device)
+        working, failed, results = {}, {}, {}
+        for name, candidate in candidates.items():
+            try:
+                results[name] = candidate(*sets[0])
+                working[name] = candidate
+            except Exception as error:
+                if "CUDA error" in str(error):
+                    raise
+                failed[name] = first_line(error)
+        row: Row = {"failed": failed, "sets": len(sets)}
+        if compare is not None and set(compare) <= results.keys():
+            row["difference"] = difference(*(results[name] for name in compare))
+        del results
+        times = timing.measure(
+            working, sets, device=self.device, **({"rounds": 3} if self.tiny else {})
+        )
+        row["seconds"] = {name: found.median_s for name, found in times.items()}
+        row["spread"] = {name: round(found.spread, 4) for name, found in times.items()}
+        row["method"] = next((found.method for found in times.values()), None)
+        return row
+
+
+def difference(ours: Any, theirs: Any) -> float:
+    """The largest relative distance |a - b| / |b| over results that belong together.
+
+    NaN in either, or a missing result, counts as infinitely far (JSON knows no infinity: 1e9).
+    """
+    worst = 0.0
+    for a, b in zip(_flat(ours), _flat(theirs), strict=True):
+        distance = (a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)
+        worst = max(worst, float(distance)) if math.isfinite(float(distance)) else 1e9
+    return worst
+
+
+def _flat(results: Any) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else list(results)
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def describe(row: Row) -> str:
+    """A row as a line for the log."""
+    words = [row["name"], row.get("dtype", "")]
+    words += [f"{name} {1e6 * value:.1f} us" for name, value in row.get("seconds", {}).items()]
+    words += [f"{name} failed ({reason})" for name, reason in row.get("failed", {}).items()]
+    return "  ".join(filter(None, words))
