@@ -82,23 +82,31 @@ EDGES = (
 )
 
 
+# float32 has kernels with and without tensor cores.
+_TF32 = {torch.float32: (False, True), torch.bfloat16: (False,), torch.float16: (False,)}
+
+
 def _edge_forward(draw: Draw) -> Iterator[Arguments]:
     for layout in LAYOUTS:
+        last = layout == torch.channels_last
         for c, k, h, w, r, s, p in EDGES:
             x, weight = draw(3, c, h, w, layout=layout), draw(k, c, r, r, layout=layout)
             out = [(n + 2 * p - r) // s + 1 for n in (h, w)]
             y = draw(3, k, *out, layout=layout)
             for b, output in ((draw(k), None), (None, None), (None, y), (draw(k), y)):
-                yield x, weight, b, output, 0.2, s, s, p, p
+                for tf32 in _TF32[draw(1).dtype]:
+                    yield x, weight, b, output, 0.2, s, s, p, p, last, tf32
 
 
 def _edge_transposed(draw: Draw) -> Iterator[Arguments]:
     for layout in LAYOUTS:
+        last = layout == torch.channels_last
         for c, k, h, w, r, s, p in EDGES:
             low = [(n + 2 * p - r) // s + 1 for n in (h, w)]
             x, weight = draw(3, k, *low, layout=layout), draw(k, c, r, r, layout=layout)
             for b, slope, tanh in ((draw(c), 0.2, False), (None, 1.0, False), (draw(c), 1.0, True)):
-                yield x, weight, b, slope, tanh, s, s, p, p, h, w
+                for tf32 in _TF32[draw(1).dtype]:
+                    yield x, weight, b, slope, tanh, s, s, p, p, h, w, last, tf32
 
 
 # (input channels, outputs, height, width, kernel, stride, padding, dilation)
@@ -137,11 +145,15 @@ CASES: dict[str, Callable[[Draw], Iterator[Arguments]]] = {
 
 
 def registered(namespace: str = "fastgen") -> list[str]:
-    """The names of the operators that a namespace holds, once its module is loaded."""
+    """The operators on tensors that a namespace holds, by name, once its module is loaded."""
     compiled.build_information()
     prefix = f"{namespace}::"
-    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix)}
-    return sorted(name.removeprefix(prefix).partition(".")[0] for name in names)
+    return sorted(
+        schema.name.removeprefix(prefix)
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith(prefix)
+        and any("Tensor" in str(argument.type) for argument in schema.arguments)
+    )
 
 
 def drawer(device: torch.device, dtype: torch.dtype) -> Draw:

@@ -8,15 +8,16 @@ taken only where they were measured to be faster.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import compiled
+from . import compiled, image_edge
 from .convolution import Activation
-from .fused_kernels import FusedKernels, offer_fused
+from .fused_kernels import FusedKernels, computes, offer_fused
 from .geometry import Geometry
 from .layouts import is_channels_last_like
 from .routing import offer
@@ -115,8 +116,25 @@ def _never(*_: Any) -> bool:
     return False
 
 
+# --- image edges: both layouts, every dtype of the operators, groups 1 ---
+
+
+def _takes(check: Callable[..., bool]) -> Callable[..., bool]:
+    def takes(*arguments: Any) -> bool:
+        return computes(*arguments) and check(*arguments)
+
+    return takes
+
+
 # --- the candidates, in the order of the rule ---
 
+_EDGE = "image edge (CUDA)"
+offer(_EDGE, ["cuda"], [CONV, TRANSPOSED], ["forward"], image_edge.forward,
+      fits=_takes(image_edge.takes_forward))  # fmt: skip
+offer(_EDGE, ["cuda"], [CONV], ["masked_forward"], image_edge.masked_forward,
+      fits=_takes(image_edge.takes_masked_forward))  # fmt: skip
+offer(_EDGE, ["cuda"], [CONV, TRANSPOSED], ["input_gradient"], image_edge.input_gradient,
+      fits=_takes(image_edge.takes_input_gradient))  # fmt: skip
 offer_fused(FUSED, "CUDA", ["cuda"], also_plain=("input_gradient", "weight_gradient"))
 for _tile in range(TILES):
     _name = f"Hopper implicit GEMM, tile {_tile} (CUDA)"

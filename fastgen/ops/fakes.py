@@ -71,6 +71,44 @@ def scaled_noise(scale: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
     return _like(logvar)
 
 
+def image_edge_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor | None,
+    negative_slope: float,
+    stride_h: int,
+    stride_w: int,
+    padding_h: int,
+    padding_w: int,
+    channels_last: bool,
+    allow_tf32: bool,
+) -> Tensor:
+    height = _size(input.shape[2], weight.shape[2], stride_h, padding_h)
+    width = _size(input.shape[3], weight.shape[3], stride_w, padding_w)
+    shape = (input.shape[0], weight.shape[0], height, width)
+    return _pictures(input, shape, channels_last=channels_last)
+
+
+def image_edge_conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    negative_slope: float,
+    tanh: bool,
+    stride_h: int,
+    stride_w: int,
+    padding_h: int,
+    padding_w: int,
+    output_h: int,
+    output_w: int,
+    channels_last: bool,
+    allow_tf32: bool,
+) -> Tensor:
+    shape = (input.shape[0], weight.shape[1], output_h, output_w)
+    return _pictures(input, shape, channels_last=channels_last)
+
+
 def hopper_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -100,6 +138,8 @@ OPERATORS = (
     reparameterize_kl,
     reparameterize_backward,
     scaled_noise,
+    image_edge_conv2d,
+    image_edge_conv_transpose2d,
 )
 CUTLASS_OPERATORS = (hopper_conv2d,)
 

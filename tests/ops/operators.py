@@ -87,3 +87,41 @@ def reparameterize_backward(grad_z, grad_kl, mu, logvar, seed):
         grad_mu = grad_mu + per_sample * mu
         grad_logvar = grad_logvar + per_sample * torch.expm1(logvar) / 2
     return grad_mu, grad_logvar
+
+
+def _picture(tensor, channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return tensor.contiguous(memory_format=layout)
+
+
+def image_edge_conv2d(
+    input, weight, bias, output, negative_slope, *geometry_layout_and_tf32
+):  # fmt: skip
+    *geometry, channels_last, _ = geometry_layout_and_tf32
+    assert 1 <= input.shape[1] == weight.shape[1] <= 4
+    assert bias is None or bias.is_contiguous()
+    y = F.conv2d(input, weight, bias, geometry[:2], geometry[2:])
+    if output is not None:
+        assert (
+            output.is_contiguous(memory_format=torch.channels_last)
+            if channels_last
+            else (output.is_contiguous())
+        )
+        y = torch.where(output > 0, y, y * negative_slope)
+    else:
+        y = F.leaky_relu(y, negative_slope)
+    return _picture(y, channels_last)
+
+
+def image_edge_conv_transpose2d(
+    input, weight, bias, negative_slope, tanh, *geometry_size_layout_and_tf32
+):
+    *geometry, height, width, channels_last, _ = geometry_size_layout_and_tf32
+    assert is_dense(input)
+    assert 1 <= weight.shape[1] <= 4
+    strides, paddings = geometry[:2], geometry[2:]
+    smallest = F.conv_transpose2d(input, weight, bias, strides, paddings).shape[2:]
+    added = [height - smallest[0], width - smallest[1]]
+    assert all(0 <= a < s for a, s in zip(added, strides, strict=True))
+    y = F.conv_transpose2d(input, weight, bias, strides, paddings, added)
+    return _picture(y.tanh() if tanh else F.leaky_relu(y, negative_slope), channels_last)

@@ -27,6 +27,8 @@ B = torch.randn(4)
 MU = torch.randn(5, 7)
 HALF = torch.randn(5, 14).chunk(2, 1)[0]
 SEED = torch.tensor(3)
+EDGE = torch.randn(7, 4, 3, 2)
+SEVEN = torch.randn(3, 7, 5, 6)
 
 CALLS = [
     ("bias_leaky_relu", (X, B, 0.2)),
@@ -44,6 +46,10 @@ CALLS = [
     ("reparameterize_backward", (MU, None, MU, MU, SEED)),
     ("reparameterize_backward", (None, torch.ones(3), X, X, SEED)),
     ("scaled_noise", (LAST, LAST, SEED)),
+    ("image_edge_conv2d", (X, EDGE, B[:1].repeat(7), None, 0.2, 2, 1, 1, 0, False, True)),
+    ("image_edge_conv2d", (LAST, EDGE, None, None, 1.0, 1, 2, 0, 2, True, False)),
+    ("image_edge_conv_transpose2d", (SEVEN, EDGE, B, 0.2, False, 2, 2, 1, 1, 9, 11, False, True)),
+    ("image_edge_conv_transpose2d", (SEVEN, EDGE, None, 1, True, 1, 3, 1, 0, 5, 18, True, True)),
 ]
 
 
