@@ -6,6 +6,7 @@ values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -95,4 +96,5 @@ def reparameterize_kl(mu: Tensor, logvar: Tensor, *, seed: Tensor) -> tuple[Tens
     The plain composition behind :func:`fastgen.ops.reparameterize_kl`.
     """
     terms = mu.square() + torch.exp(logvar) - 1 - logvar
-    return reparameterize(mu, logvar, seed=seed), terms.reshape(len(mu), -1).sum(1) / 2
+    per_sample = terms.reshape(len(mu), math.prod(mu.shape[1:]))
+    return reparameterize(mu, logvar, seed=seed), per_sample.sum(1) / 2

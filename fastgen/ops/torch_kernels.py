@@ -162,6 +162,8 @@ class TorchConvolution(TorchMask):
             )
             return activate_(output, activation)
 
+        # oneDNN takes a bias for dense without looking at its stride.
+        bias = None if bias is None else bias.contiguous()
         post = {1: ("none", [], ""), "tanh": ("tanh", [], "")}.get(
             activation, ("leaky_relu", [activation], "")
         )
