@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?=
+# What `make sanitize` runs: the operations by every backend of the CPU.
+SANITIZE ?= tests/ops -k "not compile and not export and not trac"
 # What suits small digits best; larger pictures want the defaults.
 DEMO := --data digits --latent-dim 16 --critic-steps 1 --lr 0.001
 bin := $(VENV)/bin
@@ -12,11 +14,18 @@ install = $(bin)/python -m pip install --quiet --constraint constraints.txt
 sources := $(shell find csrc build_support -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 test_build := $(or $(FASTGEN_BUILD),$(if $(shell command -v nvcc),cuda,auto))
 
-.PHONY: help demo test lint typecheck clean
+# Sanitizers find what a test of results does not: a read beyond a tensor, a signed overflow.
+sanitizers := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
+# libstdc++ too: without it in the preload, a C++ exception ends the process.
+preload = $$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)
+sanitized := $(CURDIR)/build/sanitize
+
+.PHONY: help demo test lint typecheck sanitize clean
 
 help:
 	@echo "make demo   install into $(VENV), train a Wasserstein GAN on handwritten digits, show where the picture is"
 	@echo "make test   install into $(VENV), check style and types, run the test suite"
+	@echo "make sanitize  the same tests of the CPU kernels under AddressSanitizer and UBSan"
 	@echo "make clean  remove build products (not $(VENV), not runs/)"
 
 demo: $(VENV)/.train
@@ -24,6 +33,14 @@ demo: $(VENV)/.train
 
 test: $(VENV)/.dev lint typecheck
 	FASTGEN_REQUIRE_CUDA_BUILD=$(if $(filter cuda,$(test_build)),1) $(bin)/pytest -n 2
+
+# The kernels for CPUs, in a copy of the package; -s, or a report would be lost with the process.
+sanitize: $(VENV)/.dev
+	CXXFLAGS="$(sanitizers)" LDFLAGS="$(sanitizers)" FASTGEN_BUILD=cpu FASTGEN_BUILD_DIR=$(sanitized) \
+		$(bin)/python -m build_support --into $(sanitized)
+	LD_PRELOAD="$(preload)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		PYTHONPATH=$(sanitized) FASTGEN_REQUIRE_MODULE=$(sanitized) \
+		$(bin)/pytest -q -s -n 0 -p no:cacheprovider --timeout 900 $(SANITIZE)
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check .

@@ -3,6 +3,7 @@
 The way out where pip or setuptools is too old or has no network. The variables of
 build_support/settings.py apply; `--kernels` prints what the CUDA compiler made of each kernel.
 `--budgets` writes what they use now into the budget file of the tests.
+`--into FOLDER` leaves the tree as it is: a copy of the package goes there, the module beside it.
 `--pure` builds nothing: it says in one line why the last build was pure Python, if it was, because
 pip hides what a build prints.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m build_support", description=__doc__)
     parser.add_argument("--kernels", action="store_true", help="print the table of CUDA kernels")
     parser.add_argument("--budgets", action="store_true", help=f"write {budgets.FILE}")
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="place a copy of the package")
     parser.add_argument("--pure", action="store_true", help="only say why the last build is pure")
     options = parser.parse_args()
     root = Path(__file__).resolve().parent.parent
@@ -39,7 +42,10 @@ def main() -> None:
     try:
         settings = read_settings()
         built = build(root, settings)
-        place(built, root / "fastgen")
+        package = root / "fastgen"
+        if options.into:
+            package = copied(package, options.into)
+        place(built, package)
         for part, reason in built.missing.items():
             print(f"without {part}: {reason}")
         if options.kernels:
@@ -48,6 +54,15 @@ def main() -> None:
             write_budgets(root, built, settings.jobs)
     except BuildError as problem:
         sys.exit(f"fastgen: {problem}")
+
+
+def copied(package: Path, folder: Path) -> Path:
+    """A fresh copy of the package's Python files in `folder`; its path."""
+    target = folder / package.name
+    shutil.rmtree(target, ignore_errors=True)
+    built = shutil.ignore_patterns("__pycache__", "*.so", RECORD)
+    shutil.copytree(package, target, ignore=built)
+    return target
 
 
 def print_kernels(kernels: Sequence[Kernel]) -> None:
