@@ -2,11 +2,13 @@
 
     TRITON_INTERPRET=0 python tests/kernels/aot.py            everything, as JSON on standard output
     TRITON_INTERPRET=0 python tests/kernels/aot.py --budget   and written to budgets.json
+    TRITON_INTERPRET=0 python tests/kernels/aot.py --changed  what budgets.json was not written from
 
 Needs no GPU: Triton compiles to PTX, its own ptxas reports registers, spills and stack, its
 nvdisasm shows the instructions. A process of its own, because Triton interprets in the tests'.
 What was compiled is kept in build/aot by the hash of the kernel with all it calls, Triton's version
-and the configuration.
+and the configuration. The same hash stands in budgets.json: --changed passes over a configuration
+that has it, but for one in ten, which are compiled all the same.
 """
 
 from __future__ import annotations
@@ -57,14 +59,13 @@ def tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def key(compilation: Any, architecture: int) -> str:
+def source_hash(compilation: Any) -> str:
+    """Of everything that the compiler is given."""
     import triton
 
     parts = (
         compilation.kernel.cache_key,
         triton.__version__,
-        Path(__file__).read_text(encoding="utf-8"),
-        architecture,
         compilation.name,
         sorted(compilation.signature.items()),
         sorted((k, str(v)) for k, v in compilation.constexprs.items()),
@@ -72,7 +73,18 @@ def key(compilation: Any, architecture: int) -> str:
         compilation.num_warps,
         compilation.num_stages,
     )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def key(compilation: Any, architecture: int) -> str:
+    """Of that, the architecture and the way the result is read."""
+    parts = source_hash(compilation), Path(__file__).read_text(encoding="utf-8"), architecture
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def is_sampled(source: str) -> bool:
+    """Whether a configuration is compiled although nothing about it changed."""
+    return int(source, 16) % 10 == 0
 
 
 def compiled(compilation: Any, architecture: int) -> dict[str, Any]:
@@ -138,33 +150,62 @@ def measure(job: tuple[int, int]) -> tuple[str, str, dict[str, Any]]:
     return compilation.name, f"sm_{architecture}", result | promised
 
 
-def measured(processes: int, pattern: str = "") -> dict[str, dict[str, Any]]:
-    """By configuration and architecture: what `compiled` says, and what was promised."""
-    jobs = [
-        (number, architecture)
-        for number, compilation in enumerate(compilations())
-        if re.search(pattern, compilation.name)
-        for architecture in ARCHITECTURES
-    ]
+def measured(
+    processes: int, pattern: str, known: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """By configuration and architecture: what `compiled` says, and what was promised; "source" is
+    the hash, and alone where it is `known` and not sampled.
+    """
     results: dict[str, dict[str, Any]] = {}
+    jobs = []
+    for number, compilation in enumerate(compilations()):
+        if not re.search(pattern, compilation.name):
+            continue
+        source = source_hash(compilation)
+        results[compilation.name] = {"source": source}
+        if known.get(compilation.name, {}).get("source") != source or is_sampled(source):
+            jobs += [(number, architecture) for architecture in ARCHITECTURES]
     with ProcessPoolExecutor(processes) as pool:
         for name, architecture, result in pool.map(measure, jobs, chunksize=2):
-            results.setdefault(name, {})[architecture] = result
+            results[name][architecture] = result
     return results
 
 
 def budget(results: dict[str, dict[str, Any]], old: dict[str, Any]) -> dict[str, Any]:
-    """Registers and shared bytes per configuration and architecture, one short line each."""
-    fresh = {
-        name: {a: [r["registers"], r["shared"]] for a, r in by.items() if "error" not in r}
-        for name, by in results.items()
-    }
+    """The hash, and registers and shared bytes per architecture, one short line each.
+
+    Raises:
+        SystemExit: something did not compile, spills, has a stack or lacks what it should have:
+            then its hash may not be written.
+    """
+    fresh = {}
+    for name, by in results.items():
+        fresh[name] = {"source": by["source"]}
+        for architecture, result in by.items():
+            if architecture == "source":
+                continue
+            if problems := broken(result):
+                sys.exit(f"{name}, {architecture}: {', '.join(problems)}; no budget is written")
+            fresh[name][architecture] = [result["registers"], result["shared"]]
     return dict(sorted((old | fresh).items()))
+
+
+def broken(result: dict[str, Any]) -> list[str]:
+    """What no configuration may have, whatever its budget."""
+    if "error" in result:
+        return [result["error"]]
+    problems = [f"{result[what]} {what}, allowed 0" for what in ("spills", "stack") if result[what]]
+    if result["wants_tensor_cores"] and not result["tensor_cores"]:
+        problems.append("no tensor-core instruction")
+    if result["wants_wide_loads"] and not result["wide_loads"]:
+        problems.append("no 128-bit load")
+    return problems
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--budget", action="store_true", help="write what is measured as allowed")
+    parser.add_argument("--changed", action="store_true", help="pass over what is in the budget")
     parser.add_argument("--only", default="", help="a regular expression that names must match")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
@@ -172,9 +213,10 @@ def main() -> None:
         sys.exit("TRITON_INTERPRET is set: nothing would be compiled; run with TRITON_INTERPRET=0")
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        results = measured(options.processes, options.only)
+        held = json.loads(BUDGETS.read_text(encoding="utf-8")) if BUDGETS.exists() else {}
+        results = measured(options.processes, options.only, held if options.changed else {})
     if options.budget:
-        old = json.loads(BUDGETS.read_text(encoding="utf-8")) if options.only else {}
+        old = held if options.only else {}
         lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in budget(results, old).items()]
         BUDGETS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     json.dump(results, sys.stdout)
