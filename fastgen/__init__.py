@@ -6,6 +6,8 @@
     fastgen.data, fastgen.metrics, fastgen.training
                       image sources, distances, the trainer
     fastgen.capture   a training step of your own loop as one CUDA graph
+    fastgen.accelerate, fastgen.restore
+                      a model that you have already, by these operations
 
 Each room is imported when its name is first used, so `import fastgen` costs nothing and the command
 line can set up its process before torch starts.
@@ -19,20 +21,25 @@ from typing import TYPE_CHECKING
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import data, metrics, models, nn, ops, training
+    from . import acceleration, data, metrics, models, nn, ops, training
+    from .acceleration import accelerate, restore
     from .ops.backend import BackendUnavailable, backend
     from .training.capture import capture
 
-ROOMS = ("data", "metrics", "models", "nn", "ops", "training")
+ROOMS = ("acceleration", "data", "metrics", "models", "nn", "ops", "training")
 NAMES = {
     "BackendUnavailable": ".ops.backend",
+    "accelerate": ".acceleration",
     "backend": ".ops.backend",
     "capture": ".training.capture",
+    "restore": ".acceleration",
 }
 
 __all__ = [
     "BackendUnavailable",
     "__version__",
+    "accelerate",
+    "acceleration",
     "backend",
     "capture",
     "data",
@@ -40,6 +47,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "restore",
     "training",
 ]
 

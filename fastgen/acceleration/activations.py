@@ -1,0 +1,144 @@
+"""Leaky ReLU and ReLU by fastgen's operations, and what of PyTorch's stands for them.
+
+PyTorch's leaky ReLU gives its input a gradient of zeros in the second order, which autograd then
+pushes through the whole first forward graph. Ours leaves it undefined.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.ops import backend, checks
+from fastgen.ops.bias_leaky_relu import BiasLeakyReLU
+from fastgen.ops.convolution import Activation
+
+
+class Call(NamedTuple):
+    """One application of an activation: which one, and whether it overwrites its input."""
+
+    activation: Activation
+    inplace: bool
+
+    @property
+    def keeps_output(self) -> bool:
+        """Whether PyTorch's own keeps its output for the backward, as a fused layer does.
+
+        Then nobody may overwrite that output anyway. LeakyReLU out of place keeps its input, and
+        what stands behind it is free to overwrite the output.
+        """
+        return self.inplace or self.activation in (0, "tanh")
+
+
+# --- what is an activation ---
+
+
+def is_slope(value: object) -> bool:
+    """Whether a leaky ReLU of this slope can be ours."""
+    return isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1
+
+
+MODULES: dict[type[nn.Module], Callable[[Any], Call]] = {
+    nn.ReLU: lambda module: Call(0.0, module.inplace),
+    nn.LeakyReLU: lambda module: Call(module.negative_slope, module.inplace),
+    nn.Tanh: lambda module: Call("tanh", False),
+}
+
+
+def _relu(input: Any, inplace: bool = False) -> tuple[Any, Call]:
+    return input, Call(0.0, inplace)
+
+
+def _relu_(input: Any) -> tuple[Any, Call]:
+    return input, Call(0.0, True)
+
+
+def _leaky_relu(
+    input: Any, negative_slope: float = 0.01, inplace: bool = False
+) -> tuple[Any, Call]:
+    return input, Call(negative_slope, inplace)
+
+
+def _leaky_relu_(input: Any, negative_slope: float = 0.01) -> tuple[Any, Call]:
+    return input, Call(negative_slope, True)
+
+
+def _tanh(input: Any) -> tuple[Any, Call]:
+    return input, Call("tanh", False)
+
+
+FUNCTIONS: dict[Any, Callable[..., tuple[Any, Call]]] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    torch.Tensor.relu: _relu,
+    torch.relu_: _relu_,
+    torch.Tensor.relu_: _relu_,
+    F.leaky_relu: _leaky_relu,
+    F.leaky_relu_: _leaky_relu_,
+    torch.tanh: _tanh,
+    torch.Tensor.tanh: _tanh,
+}
+"""Functions and methods, each with what reads its arguments: the input and the activation."""
+
+
+# --- ours ---
+
+
+class KeepsInput(BiasLeakyReLU):
+    """leaky_relu(input), the sign taken from the input in the backward, as PyTorch's own does: then
+    whoever comes after may overwrite the output.
+    """
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        input, _, ctx.negative_slope, ctx.kernels = inputs
+        ctx.save_for_backward(input if ctx.negative_slope != 1 else None)
+
+
+class InPlace(BiasLeakyReLU):
+    """leaky_relu of the input, in the input's own memory."""
+
+    @staticmethod
+    def forward(input: Tensor, bias: Tensor | None, negative_slope: float, kernels: Any) -> Tensor:
+        changed: Tensor = torch.ops.aten.leaky_relu_(input, negative_slope)
+        return changed
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_dirty(output)
+        BiasLeakyReLU.setup_context(ctx, inputs, output)
+
+
+def leaky_relu(input: Tensor, negative_slope: float, inplace: bool = False) -> Tensor:
+    """leaky_relu(input): the values of PyTorch's, and what it keeps, with fastgen's gradients.
+
+    PyTorch's own where ours does not fit: another dtype or tensor class, a view or a leaf
+    overwritten in place, a slope outside of [0, 1].
+    """
+    if not _fits(input, negative_slope, inplace):
+        return F.leaky_relu(input, negative_slope, inplace)
+    kernels = backend.select("bias_leaky_relu", "auto", input.device)
+    function = InPlace if inplace else BiasLeakyReLU if negative_slope == 0 else KeepsInput
+    output: Tensor = function.apply(input, None, float(negative_slope), kernels)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _fits(input: Tensor, negative_slope: object, inplace: bool) -> bool:
+    if type(input) not in (Tensor, nn.Parameter) or input.dtype not in checks.DTYPES:
+        return False
+    if not is_slope(negative_slope):
+        return False
+    # While a graph is traced nothing is overwritten: torch 2.11 gets such a Function wrong.
+    return not inplace or not (
+        torch.compiler.is_compiling()
+        or input._is_view()
+        or not torch.is_grad_enabled()
+        or not input.requires_grad
+        or input.is_leaf
+    )
