@@ -21,14 +21,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastgen"
 
-# Imports go down this list only. A row's rooms do not import each other. `accelerate` shares the
+# Imports go down this list only. A row's rooms do not import each other. `acceleration` shares the
 # second floor with `nn`, whose layers it puts in; `fastgen` is the package's own `__init__`.
 FLOORS = (
     ("version", "files"),
     ("kernels",),
     ("ops",),
     ("nn",),
-    ("accelerate",),
+    ("acceleration",),
     ("models", "data", "metrics"),
     ("training",),
     ("fastgen",),
@@ -119,7 +119,7 @@ def test_every_room_has_a_floor() -> None:
         ("ops/a.py", "import fastgen.training.trainer as trainer"),
         ("ops/a.py", "from fastgen import backend"),
         ("ops/deep/a.py", "from ...nn import conv"),
-        ("nn/a.py", "def build():\n    from fastgen.accelerate import accelerate"),
+        ("nn/a.py", "def build():\n    from fastgen.acceleration import accelerate"),
         ("models/a.py", "if TYPE_CHECKING:\n    from ..data import load"),
         ("data/a.py", "import fastgen.metrics"),
         ("metrics/a.py", "from fastgen.models import GAN"),
@@ -140,7 +140,7 @@ def test_the_checker_finds_an_import_that_climbs(tmp_path: Path, file: str, stat
         ("ops/a.py", "import torch\nfrom . import checks\nfrom .backend import select"),
         ("ops/__init__.py", "from . import reference\nfrom .philox import philox"),
         ("nn/a.py", "from fastgen.ops import checks\nfrom ..version import __version__"),
-        ("accelerate.py", "from .nn import ConvLeakyReLU2d"),
+        ("acceleration/a.py", "from ..nn import ConvLeakyReLU2d"),
         ("models/a.py", "from fastgen.nn import ConvLeakyReLU2d\nimport fastgen.ops"),
         ("__init__.py", "from . import nn, ops, training\nfrom .ops.backend import backend"),
         ("training/a.py", "from ..models import GAN\nfrom ..version import __version__"),

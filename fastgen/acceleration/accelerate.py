@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from .classes import exchange, original_class, subclass_of
+from .classes import exchange, is_accelerated, original_class, subclass_of
 from .layers import LAYERS
 from .layouts import to_channels_last
 from .obstacles import TWO_DIMENSIONAL, refuse
 from .report import Report
+from .restore import undo
 from .survey import Survey
 
 
@@ -65,6 +66,7 @@ def accelerate(
     refuse(model)
     survey = Survey(model, fold=fold_batchnorm)
     if not dry_run:
+        _forget_stale(survey)
         for module in survey.exchanged:
             exchange(module, subclass_of(original_class(module)))
             if isinstance(module, TWO_DIMENSIONAL):
@@ -81,3 +83,11 @@ def accelerate(
     if verbose:
         print(report)
     return report
+
+
+def _forget_stale(survey: Survey) -> None:
+    """What an earlier call did to a module that is not to be changed any more."""
+    kept = {id(module) for module in survey.exchanged}
+    for module in survey.modules.values():
+        if is_accelerated(module) and id(module) not in kept:
+            undo(module)

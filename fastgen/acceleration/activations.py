@@ -20,19 +20,30 @@ from fastgen.ops.convolution import Activation
 
 
 class Call(NamedTuple):
-    """One application of an activation: which one, and whether it overwrites its input."""
+    """One application of an activation.
+
+    Attributes:
+        activation: the slope of a leaky ReLU, or "tanh".
+        inplace: whether it overwrites its input.
+        keeps_output: whether PyTorch's own keeps its output for the backward, as a fused layer
+            does: then nobody may overwrite that output anyway. LeakyReLU out of place keeps its
+            input, and what comes behind is free to overwrite the output.
+    """
 
     activation: Activation
     inplace: bool
+    keeps_output: bool
 
-    @property
-    def keeps_output(self) -> bool:
-        """Whether PyTorch's own keeps its output for the backward, as a fused layer does.
 
-        Then nobody may overwrite that output anyway. LeakyReLU out of place keeps its input, and
-        what stands behind it is free to overwrite the output.
-        """
-        return self.inplace or self.activation in (0, "tanh")
+def _relu_call(inplace: bool) -> Call:
+    return Call(0.0, inplace, keeps_output=True)
+
+
+def _leaky_relu_call(negative_slope: float, inplace: bool) -> Call:
+    return Call(negative_slope, inplace, keeps_output=inplace)
+
+
+TANH = Call("tanh", inplace=False, keeps_output=True)
 
 
 # --- what is an activation ---
@@ -44,32 +55,32 @@ def is_slope(value: object) -> bool:
 
 
 MODULES: dict[type[nn.Module], Callable[[Any], Call]] = {
-    nn.ReLU: lambda module: Call(0.0, module.inplace),
-    nn.LeakyReLU: lambda module: Call(module.negative_slope, module.inplace),
-    nn.Tanh: lambda module: Call("tanh", False),
+    nn.ReLU: lambda module: _relu_call(module.inplace),
+    nn.LeakyReLU: lambda module: _leaky_relu_call(module.negative_slope, module.inplace),
+    nn.Tanh: lambda module: TANH,
 }
 
 
 def _relu(input: Any, inplace: bool = False) -> tuple[Any, Call]:
-    return input, Call(0.0, inplace)
+    return input, _relu_call(inplace)
 
 
 def _relu_(input: Any) -> tuple[Any, Call]:
-    return input, Call(0.0, True)
+    return input, _relu_call(True)
 
 
 def _leaky_relu(
     input: Any, negative_slope: float = 0.01, inplace: bool = False
 ) -> tuple[Any, Call]:
-    return input, Call(negative_slope, inplace)
+    return input, _leaky_relu_call(negative_slope, inplace)
 
 
 def _leaky_relu_(input: Any, negative_slope: float = 0.01) -> tuple[Any, Call]:
-    return input, Call(negative_slope, True)
+    return input, _leaky_relu_call(negative_slope, True)
 
 
 def _tanh(input: Any) -> tuple[Any, Call]:
-    return input, Call("tanh", False)
+    return input, TANH
 
 
 FUNCTIONS: dict[Any, Callable[..., tuple[Any, Call]]] = {
@@ -115,17 +126,19 @@ class InPlace(BiasLeakyReLU):
         BiasLeakyReLU.setup_context(ctx, inputs, output)
 
 
-def leaky_relu(input: Tensor, negative_slope: float, inplace: bool = False) -> Tensor:
-    """leaky_relu(input): the values of PyTorch's, and what it keeps, with fastgen's gradients.
+def leaky_relu(input: Tensor, call: Call) -> Tensor:
+    """The leaky ReLU of a call: the values of PyTorch's, and what it keeps, fastgen's gradients.
 
     PyTorch's own where ours does not fit: another dtype or tensor class, a view or a leaf
     overwritten in place, a slope outside of [0, 1].
     """
-    if not _fits(input, negative_slope, inplace):
-        return F.leaky_relu(input, negative_slope, inplace)
+    slope, inplace, keeps_output = call
+    assert slope != "tanh"
+    if not _fits(input, slope, inplace):
+        return F.relu(input, inplace) if slope == 0 else F.leaky_relu(input, slope, inplace)
     kernels = backend.select("bias_leaky_relu", "auto", input.device)
-    function = InPlace if inplace else BiasLeakyReLU if negative_slope == 0 else KeepsInput
-    output: Tensor = function.apply(input, None, float(negative_slope), kernels)  # type: ignore[no-untyped-call]
+    function = InPlace if inplace else BiasLeakyReLU if keeps_output else KeepsInput
+    output: Tensor = function.apply(input, None, float(slope), kernels)  # type: ignore[no-untyped-call]
     return output
 
 

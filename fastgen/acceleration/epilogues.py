@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from fastgen.ops.convolution import Activation
@@ -38,18 +39,22 @@ def takes(layer: nn.Module, activation: Activation) -> bool:
 
 
 def sees_output(layer: nn.Module) -> bool:
-    """Whether a hook looks at the layer's output or its gradient, or expects plain arguments."""
+    """Whether a hook looks at the layer's output or its gradient, or the layer's forward is not its
+    class's.
+    """
     return bool(
         layer._forward_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
         or layer._forward_pre_hooks_with_kwargs
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
+        or "forward" in layer.__dict__
     )
 
 
 def is_bare(module: nn.Module) -> bool:
     """Whether passing the module over goes unnoticed: no hook, no forward put on the instance."""
-    return not (sees_output(module) or module._forward_pre_hooks or "forward" in module.__dict__)
+    return not (sees_output(module) or module._forward_pre_hooks)
 
 
 def call_of(module: nn.Module) -> Call | None:

@@ -8,7 +8,7 @@ weight is computed from them, so that gradients, checkpoints and training go on 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +18,14 @@ from torch import Tensor, nn
 class Folded(NamedTuple):
     weight: Tensor
     bias: Tensor
+
+
+class Folds(nn.Module):
+    """What a layer that may fold has: a change of mode forgets the folded weights."""
+
+    def train(self, mode: bool = True) -> Self:
+        _remembered.pop(self, None)
+        return super().train(mode)
 
 
 class _Sources(NamedTuple):

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from fastgen.nn import ConvLeakyReLU2d, ConvTransposeLeakyReLU2d, LinearLeakyReLU
 from fastgen.ops import bias_leaky_relu, conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
 
-from .activations import leaky_relu
+from .activations import MODULES, leaky_relu
 from .classes import Accelerated, makes_classes
 from .epilogues import NOTHING, Epilogue
-from .folding import folded
+from .folding import Folds, folded
 from .rerouting import announce, asked, met, undisturbed
 
 
-class Conv2d(Accelerated, ConvLeakyReLU2d):
+class Conv2d(Accelerated, Folds, ConvLeakyReLU2d):
     negative_slope = 1.0
 
     def forward(self, input: Tensor, *, epilogue: Epilogue | None = None) -> Tensor:
@@ -43,7 +43,7 @@ class Conv2d(Accelerated, ConvLeakyReLU2d):
         return output
 
 
-class ConvTranspose2d(Accelerated, ConvTransposeLeakyReLU2d):
+class ConvTranspose2d(Accelerated, Folds, ConvTransposeLeakyReLU2d):
     negative_slope = 1.0
     tanh = False
 
@@ -108,7 +108,7 @@ class LeakyReLU(Accelerated, nn.LeakyReLU):
         if met(input):
             return input
         with undisturbed(input):
-            return leaky_relu(input, self.negative_slope, self.inplace)
+            return leaky_relu(input, MODULES[nn.LeakyReLU](self))
 
 
 class ReLU(Accelerated, nn.ReLU):
@@ -116,7 +116,7 @@ class ReLU(Accelerated, nn.ReLU):
         if met(input):
             return input
         with undisturbed(input):
-            return leaky_relu(input, 0.0, self.inplace)
+            return leaky_relu(input, MODULES[nn.ReLU](self))
 
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {

@@ -14,7 +14,7 @@ def to_channels_last(layer: nn.Module) -> None:
     for name, parameter in layer.named_parameters():
         four = parameter.dim() == 4 and parameter.is_contiguous()
         if four and not parameter.is_contiguous(memory_format=torch.channels_last):
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            _move(parameter, torch.channels_last)
             moved.append(name)
     layer.__dict__["_accelerated_layout"] = moved + layer.__dict__.get("_accelerated_layout", [])
 
@@ -24,4 +24,11 @@ def to_original(layer: nn.Module) -> None:
     parameters = dict(layer.named_parameters())
     for name in layer.__dict__.get("_accelerated_layout", []):
         if name in parameters:
-            parameters[name].data = parameters[name].data.contiguous()
+            _move(parameters[name], torch.contiguous_format)
+
+
+def _move(parameter: nn.Parameter, memory_format: torch.memory_format) -> None:
+    """The gradient goes along: autograd wants it in the layout of its parameter."""
+    parameter.data = parameter.data.contiguous(memory_format=memory_format)
+    if parameter.grad is not None:
+        parameter.grad = parameter.grad.contiguous(memory_format=memory_format)

@@ -2,7 +2,8 @@
 
 While it runs, a `TorchFunctionMode` takes over:
 
-* `relu`, `leaky_relu` as functions or methods of a tensor: computed by fastgen's;
+* `relu`, `leaky_relu` as functions or methods of a tensor, `conv2d`, `conv_transpose2d` as
+  functions: computed by fastgen's;
 * `tensor.view(...)` of a channels_last tensor, which PyTorch refuses where it would have to copy:
   `reshape`, which copies;
 * where the forward's `Plan` says that a layer takes in what stands behind it: the layer is asked
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fastgen.ops import checks, conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
 from fastgen.ops.convolution import Activation
 
 from .activations import FUNCTIONS, leaky_relu
@@ -105,7 +107,22 @@ def _activate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         return input
     if call.activation == "tanh" or not isinstance(input, Tensor):
         return function(*args, **kwargs)
-    return leaky_relu(input, call.activation, call.inplace)
+    return leaky_relu(input, call)
+
+
+def _convolve(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A convolution without activation, by the operation that has a cheap second order."""
+    operands = [*args[:3], *(kwargs[k] for k in ("input", "weight", "bias") if k in kwargs)]
+    tensors = [operand for operand in operands if operand is not None]
+    if not all(type(t) in (Tensor, nn.Parameter) and t.dtype in checks.DTYPES for t in tensors):
+        return function(*args, **kwargs)
+    return CONVOLUTIONS[function](*args, **kwargs, negative_slope=1.0)
+
+
+CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
+    F.conv2d: conv2d_bias_leaky_relu,
+    F.conv_transpose2d: conv_transpose2d_bias_leaky_relu,
+}
 
 
 def _normalize(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -129,10 +146,13 @@ def _view(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 REROUTED: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     **dict.fromkeys(FUNCTIONS, _activate),
+    **dict.fromkeys(CONVOLUTIONS, _convolve),
     F.batch_norm: _normalize,
     torch.Tensor.view: _view,
 }
-NAMES = {"relu", "relu_", "leaky_relu", "leaky_relu_", "view"}
+NAMES = {
+    "relu", "relu_", "leaky_relu", "leaky_relu_", "conv2d", "conv_transpose2d", "view",
+}  # fmt: skip
 """What code must mention for the mode to be of use, if it has no plan."""
 
 

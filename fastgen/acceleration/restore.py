@@ -25,7 +25,12 @@ def restore(model: nn.Module) -> None:
         raise TypeError(f"model must be a torch.nn.Module (got {type(model).__name__})")
     for module in model.modules():
         if is_accelerated(module):
-            to_original(module)
-            exchange(module, original_class(module))
-            for note in NOTES:
-                module.__dict__.pop(note, None)
+            undo(module)
+
+
+def undo(module: nn.Module) -> None:
+    """Give one module its class and its memory format back."""
+    to_original(module)
+    exchange(module, original_class(module))
+    for note in NOTES:
+        module.__dict__.pop(note, None)

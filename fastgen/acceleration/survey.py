@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator
+from types import FunctionType
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from .epilogues import ACTIVATES, MAY_BE_OVERWRITTEN, behind, call_of
 from .layers import LAYERS
 from .obstacles import is_candidate, obstacle
 from .report import Row
-from .rerouting import Plan, is_users, mentions_rerouted
+from .rerouting import Plan, is_users, mentions, mentions_rerouted
 from .tracing import NotTraceable, plan_of
 
 LINEAR = "no activation that it could take in is known to be behind it, and alone it gains nothing"
@@ -176,6 +177,8 @@ def _is_replaced_on_the_instance(module: nn.Module) -> bool:
 
 def has_users_forward(module: nn.Module) -> bool:
     """Whether a module runs a forward that stands outside of torch and of fastgen."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
     code = getattr(original_class(module).forward, "__code__", None)
     return code is not None and is_users(code) and not isinstance(module, ACTIVATES)
 
@@ -183,7 +186,10 @@ def has_users_forward(module: nn.Module) -> bool:
 def needs_rerouting(module: nn.Module) -> bool:
     """Whether a module's methods, or functions that it holds, are such as are rerouted."""
     held = [v.func if isinstance(v, functools.partial) else v for v in vars(module).values()]
-    return mentions_rerouted(original_class(module)) or any(
-        callable(value) and not isinstance(value, nn.Module) and value in FUNCTIONS
-        for value in held
-    )
+    return mentions_rerouted(original_class(module)) or any(map(_is_rerouted, held))
+
+
+def _is_rerouted(value: object) -> bool:
+    if isinstance(value, FunctionType) and is_users(value.__code__):
+        return mentions(value)
+    return callable(value) and not isinstance(value, nn.Module) and value in FUNCTIONS

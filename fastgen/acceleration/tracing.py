@@ -128,7 +128,11 @@ def _only_reads(module: nn.Module, node: fx.Node) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Every child is a leaf: a forward is read one level at a time."""
+    """Every child is a leaf: a forward is read one level at a time. Buffers stand for themselves,
+    so that a forward that counts in one does not count now.
+    """
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

@@ -89,7 +89,8 @@ def autocast(
     """The tensors in autocast's dtype where it is on, as PyTorch's own convolutions do; float64
     stays.
     """
-    if not torch.is_autocast_enabled(input.device.type):
+    # Tensors without memory know no autocast: the question alone is an error.
+    if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
         return input, weight, bias
     dtype = torch.get_autocast_dtype(input.device.type)
 
