@@ -1,6 +1,8 @@
-"""Write what benchmarks/results/accelerate.json holds into docs/accelerate.md, between two markers.
+"""Write what benchmarks/results/accelerate.json holds into docs/accelerate.md.
 
-python benchmarks/accelerate_table.py
+    python benchmarks/accelerate_table.py
+
+What stands between the two markers is replaced; no number there is typed by hand.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "accelerate.json"
 PAGE = ROOT / "docs" / "accelerate.md"
 MARKERS = ("<!-- accelerate table -->", "<!-- end of accelerate table -->")
 HEAD = (
-    "critic", "what", "dtype", "eager ms", "eager channels_last ms", "accelerated ms", "before / after",
-    "against eager float32", "gradients differ by",
+    "critic", "what", "dtype", "eager ms", "eager channels_last ms", "accelerated ms",
+    "before / after", "against eager float32", "gradients differ by",
 )  # fmt: skip
 
 
