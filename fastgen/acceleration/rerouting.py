@@ -27,21 +27,31 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastgen.ops import checks, conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
-from fastgen.ops.convolution import Activation
 
-from .activations import FUNCTIONS, leaky_relu
+from .activations import FUNCTIONS, Call, leaky_relu
 from .classes import Accelerated
 from .epilogues import NOTHING, Epilogue, call_of, is_bare, is_frozen_norm, sees_output, takes
 
 
 class Link(NamedTuple):
-    """A layer of a forward and what stands behind it there, by names relative to the module."""
+    """What stands behind a layer of a forward.
+
+    Attributes:
+        norm: the name of a normalization to fold, relative to the module.
+        module: the name of the activation's module; None where the forward calls a function.
+        call: the activation, as it was when the forward was traced.
+        only_read: whether nothing behind the activation overwrites its output.
+    """
 
     norm: str | None
-    activation: Activation | str
-    """The activation itself where the forward calls a function, else the module's name."""
-    by_module: bool
-    keeps_output: bool
+    module: str | None
+    call: Call
+    only_read: bool
+
+    @property
+    def fuses_always(self) -> bool:
+        """Whether the layer may keep its output for the backward."""
+        return self.only_read or self.call.keeps_output
 
 
 Plan = dict[str, Link]
@@ -102,6 +112,8 @@ def undisturbed(input: object) -> contextlib.AbstractContextManager[object]:
 
 
 def _activate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if "out" in kwargs:
+        return function(*args, **kwargs)
     input, call = FUNCTIONS[function](*args, **kwargs)
     if met(input):
         return input
@@ -198,28 +210,39 @@ def rerouting(module: nn.Module, plan: Plan, *, fold: bool) -> Iterator[None]:
 
 def _epilogues(module: nn.Module, plan: Plan, *, fold: bool) -> dict[int, Epilogue]:
     """What the plan comes to now: hooks, slopes and training flags as they are at this call."""
-    found = {}
+    found: dict[int, Epilogue] = {}
     for name, link in plan.items():
-        layer = module.get_submodule(name)
+        layer = _part(module, name)
         if not isinstance(layer, Accelerated) or sees_output(layer):
             continue
-        norm: nn.Module | None = None
+        norm: nn.BatchNorm2d | None = None
         if link.norm is not None:
-            norm = module.get_submodule(link.norm)
-            if not (fold and is_frozen_norm(norm, layer)):
+            candidate = _part(module, link.norm)
+            if not fold or candidate is None or not is_frozen_norm(candidate, layer):
                 continue
-        activation = link.activation
-        keeps_output = link.keeps_output
-        if link.by_module:
-            behind = module.get_submodule(str(activation))
-            call = call_of(behind) if is_bare(behind) else None
+            assert isinstance(candidate, nn.BatchNorm2d)
+            norm = candidate
+        if link.module is not None:
+            behind = _part(module, link.module)
+            call = call_of(behind) if behind is not None and is_bare(behind) else None
             if call is None:
                 continue
-            activation = call.activation
-            keeps_output = keeps_output or call.keeps_output
-        if takes(layer, activation) and (keeps_output or not torch.is_grad_enabled()):  # type: ignore[arg-type]
-            found[id(layer)] = Epilogue(norm, activation)  # type: ignore[arg-type]
+            link = link._replace(call=call)
+        if takes(layer, link.call.activation) and (
+            link.fuses_always or not torch.is_grad_enabled()
+        ):
+            found[id(layer)] = Epilogue(norm, link.call.activation)
     return found
+
+
+def _part(module: nn.Module, name: str) -> nn.Module | None:
+    """A module inside of another; None where it is there no more."""
+    for step in name.split("."):
+        found = module._modules.get(step)
+        if found is None:
+            return None
+        module = found
+    return module
 
 
 # --- the accelerated class of a class of the user's ---

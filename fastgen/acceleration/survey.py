@@ -13,9 +13,9 @@ from torch import nn
 from fastgen.ops.convolution import Activation
 
 from .activations import FUNCTIONS
-from .classes import original_class
+from .classes import original_class, subclass_of
 from .containers import is_sequence
-from .epilogues import ACTIVATES, MAY_BE_OVERWRITTEN, behind, call_of
+from .epilogues import ACTIVATES, MAY_BE_OVERWRITTEN, behind
 from .layers import LAYERS
 from .obstacles import is_candidate, obstacle
 from .report import Row
@@ -63,6 +63,12 @@ class Survey:
             if _is_linear(module) and id(module) not in self.taken:
                 self.left.setdefault(id(module), self.apart.get(id(module), LINEAR))
         self.exchanged = [m for m in self.modules.values() if self._is_exchanged(m)]
+        for module in self.exchanged:
+            try:
+                subclass_of(original_class(module))
+            except Exception as error:
+                self.left[id(module)] = f"its class refuses a subclass ({type(error).__name__})"
+        self.exchanged = [m for m in self.exchanged if id(m) not in self.left]
         self.rows = list(self._rows())
 
     # --- what the callers know ---
@@ -94,17 +100,11 @@ class Survey:
             if id(layer) in self.left:
                 continue
             kept[name] = link
-            if not link.keeps_output:
+            if not link.fuses_always:
                 self.apart[id(layer)] = MAY_BE_OVERWRITTEN
                 continue
-            parts = [module.get_submodule(link.norm)] if link.norm is not None else []
-            activation = link.activation
-            if link.by_module:
-                parts.append(module.get_submodule(str(activation)))
-                call = call_of(parts[-1])
-                assert call is not None
-                activation = call.activation
-            self._note(layer, activation, parts)  # type: ignore[arg-type]
+            parts = [part for part in (link.norm, link.module) if part is not None]
+            self._note(layer, link.call.activation, [module.get_submodule(p) for p in parts])
         if kept:
             self.plans[id(module)] = kept
 

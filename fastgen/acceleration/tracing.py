@@ -86,11 +86,11 @@ def _link(module: nn.Module, layer: nn.Module, node: fx.Node, *, fold: bool) -> 
         if is_frozen_norm(candidate, layer) and after.all_input_nodes == [node]:
             norm = str(after.target)
             if len(after.users) != 1:
-                return Link(norm, 1.0, False, True)
+                return Link(norm, None, NO_CALL, only_read=True)
             (after,) = after.users
     call = _activation(module, after)
     if call is None:
-        return None if norm is None else Link(norm, 1.0, False, True)
+        return None if norm is None else Link(norm, None, NO_CALL, only_read=True)
     if not takes(layer, call.activation):
         return "only a transposed convolution takes tanh in" if call.activation == "tanh" else None
     if sees_output(layer):
@@ -98,9 +98,12 @@ def _link(module: nn.Module, layer: nn.Module, node: fx.Node, *, fold: bool) -> 
     by_module = after.op == "call_module"
     if by_module and not is_bare(module.get_submodule(str(after.target))):
         return "its activation has a hook or a forward of its own"
-    keeps_output = call.keeps_output or all(_only_reads(module, user) for user in after.users)
-    activation = str(after.target) if by_module else call.activation
-    return Link(norm, activation, by_module, keeps_output)
+    only_read = all(_only_reads(module, user) for user in after.users)
+    return Link(norm, str(after.target) if by_module else None, call, only_read)
+
+
+NO_CALL = Call(1.0, inplace=False, keeps_output=False)
+"""Nothing behind a layer but a normalization."""
 
 
 def _activation(module: nn.Module, node: fx.Node) -> Call | None:
@@ -111,7 +114,7 @@ def _activation(module: nn.Module, node: fx.Node) -> Call | None:
         return call_of(module.get_submodule(str(node.target)))
     function = getattr(torch.Tensor, str(node.target), None) if node.op == "call_method" else None
     read = FUNCTIONS.get(node.target if node.op == "call_function" else function)
-    if read is None:
+    if read is None or "out" in node.kwargs:
         return None
     input, call = read(*node.args, **node.kwargs)
     fits = call.activation == "tanh" or isinstance(call.activation, (int, float))

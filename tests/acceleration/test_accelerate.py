@@ -494,6 +494,52 @@ def test_a_forward_that_no_longer_does_what_it_was_planned_for_is_an_error():
     assert model(images(1, 3, 5, 5)).shape == (1, 2, 3, 3)
 
 
+def test_parts_taken_away_later_are_not_missed():
+    model, original, _ = accelerated(PreActivationBlock(3, 4))
+    for network in (model, original):
+        network.conv2 = nn.Identity()
+    assert_same_model(model, original, images(2, 3, 6, 6))
+    for network in (model, original):
+        network.conv1 = nn.Conv2d(3, 4, 1).double()
+        network.conv2 = nn.Conv2d(4, 4, 1).double()
+    model.load_state_dict(original.state_dict())
+    assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+class Final(nn.Module):
+    """A class that wants no subclasses."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def __init_subclass__(cls):
+        raise ValueError("no subclasses")
+
+    def forward(self, x):
+        return F.relu(self.conv(x))
+
+
+def test_a_class_that_refuses_subclasses_is_left_and_its_layers_replaced():
+    model, original, said = accelerated(nn.Sequential(Final(), nn.Conv2d(4, 2, 1)))
+    assert said["0"] == ("", "its class refuses a subclass (ValueError)")
+    assert said["0.conv"][0].startswith("fastgen's")
+    assert type(model[0]) is Final
+    assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+def test_activations_with_an_out_argument_write_there():
+    class Out(nn.Module):
+        def forward(self, x):
+            result = torch.empty_like(x)
+            torch.tanh(F.relu(x), out=result)
+            return result
+
+    model, original, _ = accelerated(Out())
+    x = images(2, 3)
+    assert torch.equal(model(x), original(x))
+
+
 def test_an_error_inside_a_forward_leaves_nothing_behind():
     model, original, _ = accelerated(PreActivationBlock(3, 4))
     with pytest.raises(ValueError, match="channels"):
