@@ -23,9 +23,9 @@ def accelerate(
 ) -> Report:
     r"""Let a model that exists compute by fastgen's operations; the model stays the same object.
 
-    * Every `Conv2d` and `ConvTranspose2d`, every `ReLU` and `LeakyReLU`, computes the same by
-      `fastgen.ops`: their second order is what PyTorch wastes time on. `F.relu`, `F.leaky_relu`
-      and the methods of a tensor are replaced while a forward that mentions them runs.
+    * Every `Conv2d` and `ConvTranspose2d`, every `ReLU`, `LeakyReLU` and two-dimensional pooling
+      computes the same with a second order that costs what it must: there PyTorch wastes time. The
+      functions of the same names are replaced while a forward that mentions them runs.
     * A layer (`Linear` too) takes in the activation behind it: in `nn.Sequential`, and in a forward
       without branches that `torch.fx` traces, if nothing else reads what lies between. A transposed
       convolution takes in `Tanh` as well.

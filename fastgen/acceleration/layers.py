@@ -17,6 +17,7 @@ from .activations import MODULES, leaky_relu
 from .classes import Accelerated, makes_classes
 from .epilogues import NOTHING, Epilogue
 from .folding import Folds, folded
+from .pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from .rerouting import announce, asked, met, undisturbed
 
 
@@ -119,12 +120,49 @@ class ReLU(Accelerated, nn.ReLU):
             return leaky_relu(input, MODULES[nn.ReLU](self))
 
 
+class AvgPool2d(Accelerated, nn.AvgPool2d):
+    def forward(self, input: Tensor) -> Tensor:
+        with undisturbed(input):
+            return avg_pool2d(
+                input,
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.ceil_mode,
+                self.count_include_pad,
+                self.divisor_override,
+            )
+
+
+class AdaptiveAvgPool2d(Accelerated, nn.AdaptiveAvgPool2d):
+    def forward(self, input: Tensor) -> Tensor:
+        with undisturbed(input):
+            return adaptive_avg_pool2d(input, self.output_size)
+
+
+class MaxPool2d(Accelerated, nn.MaxPool2d):
+    def forward(self, input: Tensor) -> Any:
+        with undisturbed(input):
+            return max_pool2d(
+                input,
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.ceil_mode,
+                self.return_indices,
+            )
+
+
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: Conv2d,
     nn.ConvTranspose2d: ConvTranspose2d,
     nn.Linear: Linear,
     nn.LeakyReLU: LeakyReLU,
     nn.ReLU: ReLU,
+    nn.AvgPool2d: AvgPool2d,
+    nn.AdaptiveAvgPool2d: AdaptiveAvgPool2d,
+    nn.MaxPool2d: MaxPool2d,
 }
 """What computes in place of each layer of torch.nn."""
 

@@ -18,7 +18,8 @@ from .layers import layer_of
 
 OURS = (BiasLeakyReLU, ConvLeakyReLU2d, ConvTransposeLeakyReLU2d, LinearLeakyReLU)
 TWO_DIMENSIONAL = (nn.Conv2d, nn.ConvTranspose2d)
-CANDIDATES = (_ConvNd, nn.Linear, nn.ReLU, nn.LeakyReLU, nn.PReLU, *OURS)
+POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d)
+CANDIDATES = (_ConvNd, nn.Linear, nn.ReLU, nn.LeakyReLU, nn.PReLU, *POOLS, *OURS)
 
 
 def is_candidate(module: nn.Module) -> bool:

@@ -2,8 +2,8 @@
 
 While it runs, a `TorchFunctionMode` takes over:
 
-* `relu`, `leaky_relu` as functions or methods of a tensor, `conv2d`, `conv_transpose2d` as
-  functions: computed by fastgen's;
+* `relu`, `leaky_relu` as functions or methods of a tensor, convolutions and pooling as functions:
+  computed by fastgen's;
 * `tensor.view(...)` of a channels_last tensor, which PyTorch refuses where it would have to copy:
   `reshape`, which copies;
 * where the forward's `Plan` says that a layer takes in what stands behind it: the layer is asked
@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastgen.ops import checks, conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
 
+from . import pooling
 from .activations import FUNCTIONS, Call, leaky_relu
 from .classes import Accelerated
 from .epilogues import NOTHING, Epilogue, call_of, is_bare, is_frozen_norm, sees_output, takes
@@ -137,6 +138,10 @@ CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
 }
 
 
+def _pool(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return pooling.FUNCTIONS[function](*args, **kwargs)
+
+
 def _normalize(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args and met(args[0], norm=True) else function(*args, **kwargs)
 
@@ -159,11 +164,13 @@ def _view(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 REROUTED: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     **dict.fromkeys(FUNCTIONS, _activate),
     **dict.fromkeys(CONVOLUTIONS, _convolve),
+    **dict.fromkeys(pooling.FUNCTIONS, _pool),
     F.batch_norm: _normalize,
     torch.Tensor.view: _view,
 }
 NAMES = {
-    "relu", "relu_", "leaky_relu", "leaky_relu_", "conv2d", "conv_transpose2d", "view",
+    "relu", "relu_", "leaky_relu", "leaky_relu_", "conv2d", "conv_transpose2d",
+    "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "view",
 }  # fmt: skip
 """What code must mention for the mode to be of use, if it has no plan."""
 

@@ -229,6 +229,68 @@ def test_linear_layers_compute_the_same(activation):
     assert_same_model(model, original, images(2, 3, 7))
 
 
+POOLS = [
+    nn.AvgPool2d(2),
+    nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+    nn.AvgPool2d((2, 3), (1, 2), divisor_override=5),
+    nn.AdaptiveAvgPool2d(3),
+    nn.AdaptiveAvgPool2d((2, None)),
+    nn.AdaptiveAvgPool2d(1),
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, 2, 1, dilation=(1, 2), ceil_mode=True),
+    nn.MaxPool2d((2, 3), (1, 2)),
+]
+
+
+class Pooling(nn.Module):
+    """The same by functions."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 3, 3)
+        self.pool = vars(pool)
+        for name in [name for name in self.pool if name.startswith("_") or name == "training"]:
+            del self.pool[name]
+        self.function = {
+            nn.AvgPool2d: F.avg_pool2d,
+            nn.AdaptiveAvgPool2d: F.adaptive_avg_pool2d,
+            nn.MaxPool2d: F.max_pool2d,
+        }[type(pool)]
+
+    def forward(self, x):
+        return self.function(self.conv(x).tanh(), **self.pool)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_pooling_computes_the_same(pool, channels_last):
+    for original in (
+        nn.Sequential(nn.Conv2d(4, 3, 3), nn.Tanh(), pool).double(),
+        Pooling(copy.deepcopy(pool)).double(),
+    ):
+        model = copy.deepcopy(original)
+        fastgen.accelerate(model, channels_last, verbose=False)
+        x = images(2, 4, 9, 11)
+        assert_same_model(model, original, x)
+        assert (
+            model(x.requires_grad_()).stride()
+            == (original.to(memory_format=torch.channels_last) if channels_last else original)(
+                x
+            ).stride()
+        )
+        assert torch.autograd.gradgradcheck(model, images(1, 4, 7, 8).requires_grad_())
+
+
+def test_pooling_returns_indices_and_takes_single_maps_as_ever():
+    model, original, _ = accelerated(nn.Sequential(nn.MaxPool2d(2, return_indices=True)))
+    x = images(2, 3, 6, 6).requires_grad_()
+    for ours, theirs in zip(model(x), original(x), strict=True):
+        assert torch.equal(ours, theirs)
+    model, original, _ = accelerated(nn.Sequential(nn.AvgPool2d(2), nn.MaxPool2d(2)))
+    x = images(3, 8, 8).requires_grad_()
+    assert torch.equal(model(x), original(x))
+
+
 # --- hooks ---
 
 

@@ -7,7 +7,7 @@ import io
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, SpectralCritic, WassersteinCritic
+from architectures import ARCHITECTURES, ResidualCritic, SpectralCritic, WassersteinCritic
 from comparing import assert_same, assert_same_model, derivatives, tensors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -200,6 +200,15 @@ def convolutions_of_a_penalty(model: nn.Module, x: torch.Tensor) -> int:
         (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
         (g.flatten(1).norm(dim=1) - 1).square().mean().backward()
     return counted.count
+
+
+def test_a_residual_critics_penalty_costs_four_convolutions_a_layer():
+    """Functional activations, skips and average pooling push no zeros through the first forward."""
+    critic, x = ResidualCritic(), torch.randn(2, 3, 16, 16)
+    layers = sum(isinstance(module, nn.Conv2d) for module in critic.modules())
+    eager = convolutions_of_a_penalty(critic, x)
+    fastgen.accelerate(critic, verbose=False)
+    assert convolutions_of_a_penalty(critic, x) == 4 * layers < eager
 
 
 def test_an_accelerated_critics_penalty_costs_the_convolutions_that_fastgens_own_costs():
