@@ -27,7 +27,8 @@ from critics import (
     penalty,
     penalty_step,
 )
-from machine import describe
+
+from fastgen.bench.machine import describe
 
 
 def interleaved_medians(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

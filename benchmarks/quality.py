@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe
 from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 
+from fastgen.bench.machine import describe
 from fastgen.data import ImageDataset, load, to_float
 
 LATENTS = 16

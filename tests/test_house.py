@@ -31,6 +31,7 @@ FLOORS = (
     ("acceleration",),
     ("models", "data", "metrics"),
     ("training",),
+    ("bench",),
     ("fastgen",),
     ("cli",),
     ("__main__",),

@@ -8,32 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import prod
 from typing import Any
 
-import peers
-import torch
+from fastgen.bench import peers
+from fastgen.bench.passes import Pass, bias_leaky_relu_pass, reparameterize_pass
+from fastgen.ops.backend import BACKENDS
 
-from fastgen.ops.backend import BACKENDS, select
-
-from .session import DTYPES, Job, Row, Session
+from .session import DTYPES, Job, Row, Session, pass_row
 
 MIB = 2**20
-SLOPE = 0.2
 BACKEND_NAMES = {"fastgen": "auto", "fastgen cuda": "cuda", "fastgen triton": "triton"}
-
-
-def kernels_of(operation: str, device: torch.device) -> dict[str, Any]:
-    """The kernels of each backend that can run here, by the candidate's name."""
-    return {
-        candidate: select(operation, backend, device)
-        for candidate, backend in BACKEND_NAMES.items()
-        if backend == "auto"
-        or (
-            BACKENDS[backend].missing() is None
-            and BACKENDS[backend].runs_on(device.type, by_name=False)
-        )
-    }
 
 
 def jobs(session: Session) -> list[Job]:
@@ -42,13 +26,16 @@ def jobs(session: Session) -> list[Job]:
     for mib in (64, 256):
         for name, dtype in DTYPES.items():
             numbers = mib * MIB // dtype.itemsize
+            pictures = _cut(session, (numbers // (64 * 64 * 64), 64, 64, 64))
             for layout in ("channels_last", "contiguous"):
                 for pass_ in ("forward", "backward"):
-                    shape = _cut(session, (numbers // (64 * 64 * 64), 64, 64, 64))
-                    found.append(_activation(session, pass_, shape, name, layout, mib))
+                    measured = bias_leaky_relu_pass(pictures, pass_)
+                    found.append(_job(session, measured, pictures, name, layout, mib))
             for shape in ((numbers // 512, 512), (numbers // 16384, 4, 64, 64)):
+                latents = _cut(session, shape)
                 for pass_ in ("forward", "backward"):
-                    found.append(_latents(session, pass_, _cut(session, shape), name, mib))
+                    measured = reparameterize_pass(latents, pass_)
+                    found.append(_job(session, measured, latents, name, "contiguous", mib))
     # 64 MiB of everything first: with little time that is what the target asks for.
     return found
 
@@ -57,111 +44,29 @@ def _cut(session: Session, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(min(extent, 4) for extent in shape) if session.tiny else shape
 
 
-def _named(
-    session: Session,
-    operation: str,
-    pass_: str,
-    shape: tuple[int, ...],
-    dtype: str,
-    layout: str,
-    mib: int,
-    moved: int,
-    measure: Callable[[], Row],
+def _job(
+    session: Session, measured: Pass, shape: tuple[int, ...], dtype: str, layout: str, mib: int
 ) -> Job:
+    operation = "bias_leaky_relu" if measured.compares else "reparameterize_kl"
     words = "x".join(map(str, shape))
-    name = f"{operation} {pass_} {words} {layout} {dtype} ({mib} MiB a tensor)"
-
-    def work() -> Row:
-        return {
-            "name": name, "operation": operation, "pass": pass_, "shape": list(shape),
-            "dtype": dtype, "layout": layout, "bytes": moved, "operations": 0, **measure(),
-        }  # fmt: skip
-
-    return Job(name, work)
+    name = f"{operation} {measured.name} {words} {layout} {dtype} ({mib} MiB a tensor)"
+    about = {
+        "name": name, "operation": operation, "shape": list(shape), "dtype": dtype, "layout": layout
+    }  # fmt: skip
+    return Job(name, partial(_measure, session, measured, about))
 
 
-def _activation(
-    session: Session, pass_: str, shape: tuple[int, ...], dtype: str, layout: str, mib: int
-) -> Job:
-    operation, kind, device = "bias_leaky_relu", DTYPES[dtype], session.device
-    format_ = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-
-    def drawn() -> torch.Tensor:
-        return torch.randn(shape, device=device, dtype=kind).contiguous(memory_format=format_)
-
-    def forward() -> Row:
-        candidates: dict[str, Callable[..., Any]] = {
-            name: partial(_call, kernels.forward, SLOPE)
-            for name, kernels in kernels_of(operation, device).items()
-        }
-        candidates["eager"] = partial(_call, peers.bias_leaky_relu, SLOPE)
-        candidates["compile"] = peers.compiled(candidates["eager"])
-        bias = torch.randn(shape[1], device=device, dtype=kind)
-        return session.measured(candidates, lambda: (drawn(), bias))
-
-    def backward() -> Row:
-        candidates: dict[str, Callable[..., Any]] = {
-            name: partial(_call, kernels.mask_sum, SLOPE)
-            for name, kernels in kernels_of(operation, device).items()
-        }
-        candidates["eager"] = partial(_call, peers.bias_leaky_relu_backward, SLOPE)
-        candidates["compile"] = peers.compiled(candidates["eager"])
-        return session.measured(candidates, lambda: (drawn(), drawn()))
-
-    passes = {"forward": (2, forward), "backward": (3, backward)}
-    tensors, measure = passes[pass_]
-    moved = tensors * prod(shape) * kind.itemsize
-    return _named(session, operation, pass_, shape, dtype, layout, mib, moved, measure)
+def _measure(session: Session, measured: Pass, about: Row) -> Row:
+    candidates: dict[str, Callable[..., Any]] = {
+        candidate: measured.fastgen(backend, session.device)
+        for candidate, backend in BACKEND_NAMES.items()
+        if backend == "auto" or _runs(backend, session.device.type)
+    }
+    candidates["eager"] = measured.eager
+    candidates["compile"] = peers.compiled(measured.eager)
+    return {**about, **pass_row(session, measured, about["dtype"], candidates, about["layout"])}
 
 
-def _call(function: Callable[..., Any], slope: float, first: Any, second: Any) -> Any:
-    return function(first, second, slope)
-
-
-def _latents(session: Session, pass_: str, shape: tuple[int, ...], dtype: str, mib: int) -> Job:
-    operation, kind, device = "reparameterize_kl", DTYPES[dtype], session.device
-    seed = torch.tensor(7, device=device)
-
-    def drawn() -> torch.Tensor:
-        return torch.randn(shape, device=device, dtype=kind)
-
-    def forward() -> Row:
-        candidates: dict[str, Callable[..., Any]] = {
-            name: partial(_sample, kernels)
-            for name, kernels in kernels_of("reparameterize", device).items()
-        }
-        candidates["eager"] = lambda mu, logvar, seed: peers.reparameterize_kl(mu, logvar)
-        candidates["compile"] = peers.compiled(candidates["eager"])
-        # Noise is drawn by another generator on the two sides: nothing to compare.
-        return session.measured(candidates, lambda: (drawn(), drawn(), seed), compare=None)
-
-    def backward() -> Row:
-        candidates: dict[str, Callable[..., Any]] = {
-            name: partial(_gradients, kernels)
-            for name, kernels in kernels_of("reparameterize", device).items()
-        }
-        candidates["eager"] = _eager_gradients
-        candidates["compile"] = peers.compiled(candidates["eager"])
-
-        def make() -> tuple[Any, ...]:
-            gkl = torch.randn(shape[0], device=device)
-            return drawn(), gkl, drawn(), drawn(), seed, drawn()
-
-        return session.measured(candidates, make, compare=None)
-
-    passes = {"forward": (3, forward), "backward": (5, backward)}
-    tensors, measure = passes[pass_]
-    moved = tensors * prod(shape) * kind.itemsize + 4 * shape[0]
-    return _named(session, operation, pass_, shape, dtype, "contiguous", mib, moved, measure)
-
-
-def _sample(kernels: Any, mu: Any, logvar: Any, seed: Any) -> Any:
-    return kernels.forward_kl(mu, logvar, seed)
-
-
-def _gradients(kernels: Any, gz: Any, gkl: Any, mu: Any, logvar: Any, seed: Any, eps: Any) -> Any:
-    return kernels.backward(gz, gkl, mu, logvar, seed)
-
-
-def _eager_gradients(gz: Any, gkl: Any, mu: Any, logvar: Any, seed: Any, eps: Any) -> Any:
-    return peers.reparameterize_kl_backward(gz, gkl, mu, logvar, eps)
+def _runs(backend: str, device_type: str) -> bool:
+    entry = BACKENDS[backend]
+    return entry.missing() is None and entry.runs_on(device_type, by_name=False)

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
+from fastgen.bench import timing
 from fastgen.ops.backend import BACKENDS
 from fastgen.ops.compiled import build_information
-
-from . import timing
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("fastgen", "kernels", "csrc", "build_support")

@@ -19,10 +19,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import peers
 import torch
 
-from . import convolutions, elementwise, steps, targets, timing
+from fastgen.bench import peers, timing
+
+from . import convolutions, elementwise, steps, targets
 from .environment import describe_machine
 from .session import DTYPES, FORMAT, DeviceLost, Job, Session
 

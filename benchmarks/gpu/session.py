@@ -12,8 +12,6 @@ The file is written after every row, so whatever stops the run leaves what was m
 from __future__ import annotations
 
 import json
-import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from . import timing
+from fastgen.bench import timing
+from fastgen.bench.agreement import difference, first_line
+from fastgen.bench.passes import Pass
+from fastgen.bench.rungs import LAYOUTS
+from fastgen.files import replace_file
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -65,9 +66,7 @@ class Session:
     def save(self) -> None:
         """Write the JSON; the old file stays whole until the new one is complete."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        scratch.write_text(json.dumps(self.results, indent=1) + "\n")
-        scratch.replace(self.path)
+        replace_file(self.path, (json.dumps(self.results, indent=1) + "\n").encode())
 
     def run(self, group: str, jobs: Sequence[Job], deadline: float) -> list[Job]:
         """Run jobs until the deadline; the ones that found no time."""
@@ -134,25 +133,22 @@ class Session:
         return row
 
 
-def difference(ours: Any, theirs: Any) -> float:
-    """The largest relative distance |a - b| / |b| over results that belong together.
-
-    NaN in either, or a missing result, counts as infinitely far (JSON knows no infinity: 1e9).
-    """
-    worst = 0.0
-    for a, b in zip(_flat(ours), _flat(theirs), strict=True):
-        distance = (a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)
-        worst = max(worst, float(distance)) if math.isfinite(float(distance)) else 1e9
-    return worst
-
-
-def _flat(results: Any) -> list[Tensor]:
-    return [results] if isinstance(results, Tensor) else list(results)
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+def pass_row(
+    session: Session,
+    measured: Pass,
+    dtype: str,
+    candidates: Mapping[str, Callable[..., Any]],
+    layout: str = "channels_last",
+) -> Row:
+    """Times of a pass, and what it must move and compute."""
+    row = session.measured(
+        candidates,
+        lambda: measured.make(DTYPES[dtype], session.device, LAYOUTS[layout]),
+        compare=("fastgen", "eager") if measured.compares else None,
+    )
+    work = measured.work
+    moved = work.bytes(DTYPES[dtype])
+    return {"pass": measured.name, "bytes": moved, "operations": work.operations, **row}
 
 
 def describe(row: Row) -> str:

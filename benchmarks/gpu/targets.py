@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from fastgen.bench.agreement import WRONG
+
 Results = dict[str, Any]
 Row = dict[str, Any]
-# Above this relative distance from eager PyTorch a row computes something else. Both sides round
-# (float32 convolutions in TF32), so single numbers differ; the whole tensors may not.
-WRONG = {"bfloat16": 3e-2, "float32": 3e-3}
 
 
 class Check(NamedTuple):

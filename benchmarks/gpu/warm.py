@@ -23,8 +23,9 @@ import torch
 
 def work(tiny: bool) -> list[Callable[[torch.device], object]]:
     """Everything worth compiling ahead, in the order in which it will be measured."""
-    import peers
-    from layers import EDGES, LAYERS, Layer
+    from fastgen.bench import peers
+    from fastgen.bench.layers import EDGES, LAYERS, Layer
+    from fastgen.bench.steps import STEPS, loop
 
     from . import steps
     from .session import DTYPES
@@ -37,17 +38,17 @@ def work(tiny: bool) -> list[Callable[[torch.device], object]]:
             peers.training_step(function)(*tensors)
 
     def step_of(kind: str, precision: str, device: torch.device) -> None:
-        step = steps.STEPS[kind]
+        step = STEPS[kind]
         if tiny:
             step = step._replace(batch=4, size=16, width=8)
         steps.Fit(step, precision, device, "off").run(1)
         for mode in steps.MODES[kind]:
             torch.compiler.reset()
-            steps.loop(kind, step, precision, mode, device).run(2)
+            loop(kind, step, precision, mode, device).run(2)
 
     jobs: list[Callable[[torch.device], object]] = []
     for precision in ("bfloat16", "float32"):
-        for kind in steps.STEPS:
+        for kind in STEPS:
             jobs.append(lambda device, kind=kind, p=precision: step_of(kind, p, device))
     for name in DTYPES:
         for layer in (*EDGES, *LAYERS):
@@ -57,7 +58,7 @@ def work(tiny: bool) -> list[Callable[[torch.device], object]]:
 
 def run_share(index: int, count: int, device: str, tiny: bool) -> None:
     """One process's share; a job that fails is left for the measurement to report."""
-    import peers
+    from fastgen.bench import peers
 
     with peers.settings():
         for number, job in enumerate(work(tiny)[index::count]):

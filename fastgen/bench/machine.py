@@ -10,15 +10,22 @@ from typing import Any
 
 import torch
 
+from fastgen.version import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def describe(*, threads: int) -> dict[str, Any]:
-    """Processor, threads, versions and commit."""
+    """Processor, threads, versions and commit of fastgen (`FASTGEN_COMMIT` where it is given,
+    "unknown" for an installed package).
+    """
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "fastgen": __version__,
         "commit": _commit(),
     }
 
@@ -34,7 +41,16 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    asked = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    if given := os.environ.get("FASTGEN_COMMIT"):
+        return given
+    # An installed package may lie inside another project's history, which says nothing about it.
+    if not (ROOT / "csrc").is_dir():
+        return "unknown"
+    try:
+        asked = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except OSError:
+        return "unknown"
     return asked.stdout.strip() or "unknown"

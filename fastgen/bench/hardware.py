@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
+
+from .machine import describe
 
 CLOCKS = {
     "clocks.sm": "sm_mhz",
@@ -41,7 +42,7 @@ def machine(device: torch.device | str) -> dict[str, Any]:
         "l2_bytes": cache_bytes(device),
         "driver": driver.get("driver_version"),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "clocks": clocks(device),
     }
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import runners, timing
+
+from fastgen.bench import runners, timing
 
 needs_gpu = [
     pytest.mark.gpu,

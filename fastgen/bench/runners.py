@@ -55,6 +55,7 @@ class Process:
     ) -> None:
         self.turns = Turns(function, arguments)
         self.calls = 1
+        self.wall_samples: list[float] = []
         self.sample()
         fastest, spent = float("inf"), 0.0
         while spent < warmup_s or fastest == float("inf"):
@@ -65,9 +66,11 @@ class Process:
         self.calls = calls_for(fastest)
 
     def sample(self) -> float:
-        start = time.process_time()
+        wall, start = time.perf_counter(), time.process_time()
         self.turns.call(self.calls)
-        return (time.process_time() - start) / self.calls
+        seconds = (time.process_time() - start) / self.calls / torch.get_num_threads()
+        self.wall_samples.append((time.perf_counter() - wall) / self.calls)
+        return seconds
 
 
 def cuda_runners(
@@ -117,14 +120,22 @@ class Events:
                 break
 
     def sample(self) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = _events()
         # One call ahead, not counted: the device is busy while the first counted one is launched.
         self.turns.call(1)
         start.record()
         self.turns.call(self.calls)
         end.record()
         end.synchronize()
-        return 1e-3 * start.elapsed_time(end) / self.calls
+        return float(1e-3 * start.elapsed_time(end) / self.calls)
+
+
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    first, last = (
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(2)
+    )
+    return first, last
 
 
 class Graph:
@@ -139,7 +150,7 @@ class Graph:
         self.calls = math.ceil(calls / len(arguments)) * len(arguments)
         self.replays = 1
 
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.turns.call(len(arguments))
@@ -156,14 +167,14 @@ class Graph:
         self.replays = math.ceil(calls_for(self.sample()) / self.calls)
 
     def sample(self) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = _events()
         self.graph.replay()  # not counted: the device is busy while the counted one is launched
         start.record()
         for _ in range(self.replays):
             self.graph.replay()
         end.record()
         end.synchronize()
-        return 1e-3 * start.elapsed_time(end) / (self.calls * self.replays)
+        return float(1e-3 * start.elapsed_time(end) / (self.calls * self.replays))
 
     def check(self, name: str) -> None:
         """Poison the outputs and replay: whatever is still NaN was not written."""

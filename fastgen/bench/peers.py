@@ -1,7 +1,7 @@
 """What fastgen is measured against: PyTorch as a careful user writes it.
 
 channels_last tensors, LeakyReLU in place, `cudnn.benchmark` on, fused Adam; eagerly, through
-torch.compile in its modes, and (where it is installed) JAX, see gpu/jax_peer.py. Every function
+torch.compile in its modes, and (where it is installed) JAX, see jax_peer.py. Every function
 computes what fastgen's counterpart computes.
 """
 
@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from layers import Layer
 from torch import Tensor, nn
 
 import fastgen.nn
 from fastgen import ops
+
+from .layers import Layer
 
 aten = torch.ops.aten
 LayerFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -50,15 +51,18 @@ def settings() -> Iterator[None]:
 
 
 def layer_tensors(
-    layer: Layer, dtype: torch.dtype, device: torch.device, *, gradients: bool = True
+    layer: Layer,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    gradients: bool = True,
+    layout: torch.memory_format = torch.channels_last,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random input, weight, bias and gradient of the output, channels_last."""
+    """Random input, weight, bias and gradient of the output."""
     shapes = layer.input_shape, layer.weight_shape, (layer.outputs,), layer.output_shape
     drawn = [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
     drawn[1] /= max(1, layer.weight_shape[1] * layer.kernel**2) ** 0.5
-    x, w, b, g = (
-        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in drawn
-    )
+    x, w, b, g = (t.contiguous(memory_format=layout) if t.dim() == 4 else t for t in drawn)
     for leaf in (x, w, b):
         leaf.requires_grad_(gradients)
     return x, w, b, g
@@ -116,17 +120,18 @@ def training_step(function: LayerFunction) -> Callable[..., tuple[Tensor, ...]]:
     return step
 
 
-def eager_input_gradient(layer: Layer) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The gradient of the linear part in its input: takes (x, w, g)."""
+def eager_gradient(layer: Layer, which: int) -> Callable[..., Tensor]:
+    """The gradient of the linear part in its input (0) or weight (1): takes (x, w, b, g)."""
+    mask = [which == 0, which == 1, False]
 
-    def input_gradient(x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+    def gradient(x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> Tensor:
         result: Tensor = aten.convolution_backward(
             g, x, w, None, [layer.stride] * 2, [layer.padding] * 2, [1, 1], layer.transposed,
-            [0, 0], layer.groups, [True, False, False],
-        )[0]  # fmt: skip
+            [0, 0], layer.groups, mask,
+        )[which]  # fmt: skip
         return result
 
-    return input_gradient
+    return gradient
 
 
 # --- elementwise operations, forward and backward apart ---
@@ -192,12 +197,22 @@ def generator_loss(D: nn.Module, G: nn.Module, z: Tensor) -> Tensor:
 
 def critic_loss(f: nn.Module, G: nn.Module, x: Tensor, z: Tensor, u: Tensor) -> Tensor:
     """WGAN-GP's critic: minus the gap, plus 10 times the penalty between x and G(z)."""
+    return critic_loss_at(f, x, *critic_images(G, x, z, u))
+
+
+def critic_images(G: nn.Module, x: Tensor, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """G(z), and the images between it and x at which the penalty is taken."""
     with torch.no_grad():
         fake = G(z).to(x.dtype)
-    between = torch.lerp(fake, x, u).requires_grad_()
+    return fake, torch.lerp(fake, x, u).requires_grad_()
+
+
+def critic_loss_at(f: nn.Module, x: Tensor, fake: Tensor, between: Tensor) -> Tensor:
+    """The critic's loss once the images are drawn: the part that differentiates twice."""
     (slope,) = torch.autograd.grad(f(between).float().sum(), between, create_graph=True)
     penalty = (slope.flatten(1).float().norm(dim=1) - 1).square().mean()
-    return f(fake).float().mean() - f(x).float().mean() + 10 * penalty
+    loss: Tensor = f(fake).float().mean() - f(x).float().mean() + 10 * penalty
+    return loss
 
 
 def vae_loss(
@@ -210,4 +225,5 @@ def vae_loss(
     kl = (mu.square() + logvar.exp() - 1 - logvar).sum(1) / 2
     variance, dimensions = (2 * log_sigma).exp(), x[0].numel()
     constant = dimensions * (variance.log() + 1.8378770664093453)  # log(2 pi)
-    return ((errors / variance + constant) / 2 + kl).mean()
+    loss: Tensor = ((errors / variance + constant) / 2 + kl).mean()
+    return loss

@@ -15,8 +15,9 @@ What spoils a number on a GPU, and what is done about it:
   NaN before a last replay, which must overwrite them.
 * **Drift.** Candidates take turns in every round, in alternating order, and medians are compared.
 
-On a CPU the same code runs on process time, which other processes do not disturb. Import it with
-benchmarks/ on the path: `from gpu.timing import measure`.
+On a CPU the same code runs on process time, which other processes do not disturb: the seconds that
+all threads computed, divided by the number of threads that torch may use (`Timing.wall_s` is the
+clock on the wall, for what that hides: threads that wait for each other).
 """
 
 from __future__ import annotations
@@ -59,13 +60,15 @@ class Timing:
         spread: (75th - 25th percentile) / median.
         samples: how many rounds.
         method: "graph" (CUDA-graph replays), "events" (CUDA events around calls) or "process"
-            (process time on a CPU).
+            (process time on a CPU, per thread).
+        wall_s: the median by the wall clock, on a CPU only.
     """
 
     median_s: float
     spread: float
     samples: int
     method: str
+    wall_s: float | None = None
 
 
 # ------------------------------------------------------------------------------------ comparisons
@@ -116,7 +119,14 @@ def measure(
             name: Process(function, arguments, warmup_s) for name, function in candidates.items()
         }
         samples = _take_turns(runners, rounds)
-    return {name: _summary(samples[name], runners[name].method) for name in candidates}
+    return {
+        name: _summary(
+            samples[name],
+            runners[name].method,
+            getattr(runners[name], "wall_samples", [])[-rounds:],
+        )
+        for name in candidates
+    }
 
 
 def _take_turns(runners: Mapping[str, Runner], rounds: int) -> dict[str, list[float]]:
@@ -129,13 +139,14 @@ def _take_turns(runners: Mapping[str, Runner], rounds: int) -> dict[str, list[fl
     return samples
 
 
-def _summary(samples: Sequence[float], method: str) -> Timing:
+def _summary(samples: Sequence[float], method: str, walls: Sequence[float] = ()) -> Timing:
     median = statistics.median(samples)
     spread = 0.0
     if len(samples) > 1:
         low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
         spread = (high - low) / median
-    return Timing(median, spread, len(samples), method)
+    wall = statistics.median(walls) if walls else None
+    return Timing(median, spread, len(samples), method, wall)
 
 
 # -------------------------------------------------------------------------------------- arguments

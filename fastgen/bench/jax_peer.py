@@ -1,4 +1,4 @@
-"""The WGAN-GP critic's step in JAX: `python -m gpu.jax_peer` prints {"seconds": per step}.
+"""The WGAN-GP critic's step in JAX: `python -m fastgen.bench.jax_peer` prints seconds per step.
 
 The networks, losses, optimizer and precision of `peers.critic_loss` and fastgen's Critic and
 Generator, in JAX's own layout (NHWC, HWIO) and one jit for the whole step: noise, the generator's
@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from .steps import LATENTS, Step
 
 SLOPE, RATE, BETA_1, BETA_2, EPSILON = 0.2, 2e-4, 0.5, 0.9, 1e-8
 
@@ -114,7 +121,11 @@ def main() -> None:
     for name, default in (("batch", 64), ("size", 64), ("width", 64), ("latents", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threads", type=int, help="keep to as many processors")
     options = parser.parse_args()
+    # JAX has no such setting: it starts a thread for every processor that it may run on.
+    if options.threads and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     try:
         import jax
     except ImportError:
@@ -125,13 +136,56 @@ def main() -> None:
     jax.block_until_ready(state)
     samples = []
     for _ in range(5):
-        start = time.perf_counter()
+        wall, process = time.perf_counter(), time.process_time()
         for _ in range(options.steps):
             state = step(state, images)
         jax.block_until_ready(state)
-        samples.append((time.perf_counter() - start) / options.steps)
-    answer = {"seconds": statistics.median(samples), "jax": jax.__version__}
-    print(json.dumps({**answer, "device": jax.devices()[0].device_kind}))
+        spent = time.perf_counter() - wall, time.process_time() - process
+        samples.append([seconds / options.steps for seconds in spent])
+    walls, processes = zip(*samples, strict=True)
+    answer = {"seconds": statistics.median(walls), "process_seconds": statistics.median(processes)}
+    print(json.dumps({**answer, "jax": jax.__version__, "device": jax.devices()[0].device_kind}))
+
+
+def critic_seconds(
+    step: Step,
+    precision: str,
+    device: torch.device,
+    *,
+    steps: int,
+    limit_s: float,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """The time of a critic's step by JAX, in a process of its own: two frameworks in one would
+    fight over memory and processors.
+
+    Returns ``seconds`` (wall clock) and ``process_seconds`` (of all threads together), per step,
+    with JAX's version and device.
+
+    Raises:
+        RuntimeError: JAX did not answer; the message says why.
+    """
+    words = [
+        sys.executable, "-m", __name__, f"--precision={precision}", f"--batch={step.batch}",
+        f"--size={step.size}", f"--width={step.width}", f"--latents={LATENTS}", f"--steps={steps}",
+        *([f"--threads={threads}"] if threads else []),
+    ]  # fmt: skip
+    package = str(Path(__file__).resolve().parents[2])
+    environment = {
+        **os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_PLATFORMS": "cuda" if device.type == "cuda" else "cpu",
+        "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    try:
+        done = subprocess.run(
+            words, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"JAX gave no answer within {limit_s:.0f} s") from error
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["JAX left no message"])[-1])
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
 
 
 if __name__ == "__main__":
