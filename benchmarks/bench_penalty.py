@@ -2,8 +2,8 @@
 
     pytest benchmarks/bench_penalty.py
 
-Wall-clock times of one thread, grouped by critic, dtype and layout. For a ratio that a noisy
-machine does not spoil run `benchmarks/penalty_ratio.py`: interleaved medians of process time.
+Process time of one thread, grouped by critic, dtype and layout. For a ratio run
+`benchmarks/penalty_ratio.py`: interleaved medians.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import pytest
 import torch
 from critics import CRITICS, DTYPES, LAYOUTS, compiled_penalty_step, pair, penalty_step
 from pytest_benchmark.fixture import BenchmarkFixture
-
-torch.set_num_threads(1)
 
 
 def eager_step(name: str, dtype: torch.dtype, layout: torch.memory_format) -> Callable[[], None]:
@@ -45,5 +43,5 @@ def bench_penalty(
 ) -> None:
     benchmark.group = f"{critic} {dtype} {layout}"
     benchmark.pedantic(
-        STEPS[step](critic, DTYPES[dtype], LAYOUTS[layout]), rounds=5, warmup_rounds=2
+        STEPS[step](critic, DTYPES[dtype], LAYOUTS[layout]), rounds=3, warmup_rounds=1
     )

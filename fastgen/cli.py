@@ -73,6 +73,7 @@ def _option(panel: str, *names: str, help: str, **more: Any) -> Any:
 
 
 _of_model = partial(_option, "Model")
+_with_tune = partial(_option, "With --tune")
 _of_training = partial(_option, "Training")
 _of_run = partial(_option, "Run")
 
@@ -409,38 +410,66 @@ def info(
 
 
 @app.command(
-    epilog="Examples:\n\nfastgen bench --tune\n\n"
+    epilog="Examples:\n\nfastgen bench --quick\n\nfastgen bench --threads 2 --out ladder\n\n"
+    "fastgen bench --tune\n\n"
     "fastgen bench --tune --model wgan --image-size 64 --batch-size 64 --precision bf16"
 )
 def bench(
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Under two minutes: fewer rounds, little of torch.compile."),
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the JSON and the two pictures.")
+    ] = Path("fastgen-bench"),
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of the CPU; the clock is their process time.")
+    ] = 1,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="auto: a CUDA GPU if there is one.")
+    ] = "auto",
     tune: Annotated[
         bool,
         typer.Option(
-            "--tune", help="Measure every layer's candidates now instead of at its first use."
+            "--tune",
+            help="No ladder: measure every layer's candidates now instead of at its first use.",
+            rich_help_panel="With --tune",
         ),
     ] = False,
     model: Annotated[
         list[str] | None,
-        typer.Option(
+        _with_tune(
             "--model", metavar="MODEL", help=f"One of {', '.join(RECIPES)}; may be repeated."
         ),
     ] = None,
-    image_size: Annotated[int, typer.Option(min=1, help="Height and width.")] = 64,
-    channels: Annotated[int, typer.Option(min=1, max=4, help="Channels of the pictures.")] = 3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
+    image_size: Annotated[int, _with_tune("--image-size", min=1, help="Height and width.")] = 64,
+    channels: Annotated[
+        int, _with_tune("--channels", min=1, max=4, help="Channels of the pictures.")
+    ] = 3,
+    batch_size: Annotated[int, _with_tune("--batch-size", min=1, help="Images in a batch.")] = 64,
     width: Annotated[
-        int | None, typer.Option(min=1, help="Channels next to the image, as in train.")
+        int | None,
+        _with_tune("--width", min=1, help="Channels next to the image, as in train."),
     ] = None,
-    precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="As in train.")] = "fp32",
+    precision: Annotated[
+        str, _with_tune("--precision", metavar="fp32|bf16", help="As in train.")
+    ] = "fp32",
 ) -> None:
-    """Measure on this machine: with --tune, which kernel is fastest for each layer of a model.
+    """Measure on this machine how fast layers, training steps and sampling are.
 
-    The choices are kept in the user's cache folder and used by every later run with the same
-    shapes; `fastgen info --routes` shows them.
+    The ladder: PyTorch eagerly, in channels_last, in bf16, through torch.compile, other peers
+    where they are installed, fastgen, and fastgen in CUDA graphs. Ctrl-C keeps what was measured.
+
+    With --tune instead: which kernel is fastest for each layer of a model. The choices are kept in
+    the user's cache folder and used by every later run with the same shapes; `fastgen info
+    --routes` shows them.
     """
     with _one_line_for_each_failure(), _wrong_input():
         if not tune:
-            raise ConfigError("fastgen bench needs --tune: it has nothing else to measure yet")
+            complete = _climb(quick, out, threads, device)
+            if not complete:
+                raise _fail(f"stopped; what was measured is in {out}", 130)
+            return
         import torch
 
         from fastgen.training.routes import tune as measure
@@ -457,6 +486,29 @@ def bench(
                 precision=precision,
             )
             typer.echo(f"{name}: {added} calls measured")
+
+
+def _climb(quick: bool, out: Path, threads: int, device: str) -> bool:
+    """Measure the ladder, print it and leave it in a folder; whether it came to its end."""
+    from fastgen.bench.climb import climb
+    from fastgen.bench.tables import machine_line
+
+    climbed = climb(out, quick=quick, threads=threads, device=device, say=_warn_line)
+    _print_tables(climbed.tables)
+    for line in climbed.left_out:
+        typer.echo(f"left out: {line}")
+    typer.echo(machine_line(climbed.results))
+    typer.echo(columns([(path.suffix[1:], path) for path in climbed.files]))
+    return bool(climbed.results["complete"])
+
+
+def _print_tables(tables: list[Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for table in tables:
+        console.print(table)
+        console.print()
 
 
 def _command(model: str, options: dict[str, Any]) -> str:
@@ -481,6 +533,10 @@ def _rounded(results: dict[str, float]) -> list[tuple[str, str]]:
 def _warn(lines: Any) -> None:
     for line in lines:
         typer.echo(f"fastgen: {line}", err=True)
+
+
+def _warn_line(line: str) -> None:
+    _warn([line])
 
 
 def _fail(message: object, code: int) -> typer.Exit:

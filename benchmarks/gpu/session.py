@@ -90,6 +90,7 @@ class Session:
         self.save()
 
     def _row(self, job: Job) -> Row:
+        torch.compiler.reset()  # see peers.compiled
         try:
             return job.work()
         except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:

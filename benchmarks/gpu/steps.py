@@ -102,7 +102,6 @@ def _measure(session: Session, kind: str, precision: str) -> Row:
     step, device = STEPS[kind], session.device
     if session.tiny:
         step = step._replace(batch=4, size=16, width=8)
-    torch.compiler.reset()
     makers: dict[str, Callable[[], Any]] = {
         "fastgen": lambda: Fit(step, precision, device, "auto"),
         "fastgen not captured": lambda: Fit(step, precision, device, "off"),

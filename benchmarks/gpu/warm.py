@@ -62,6 +62,7 @@ def run_share(index: int, count: int, device: str, tiny: bool) -> None:
 
     with peers.settings():
         for number, job in enumerate(work(tiny)[index::count]):
+            torch.compiler.reset()  # see peers.compiled
             try:
                 job(torch.device(device))
             except Exception as error:

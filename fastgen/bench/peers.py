@@ -104,10 +104,9 @@ def fastgen_layer(layer: Layer, backend: str = "auto") -> LayerFunction:
 def compiled(function: Callable[..., Any], name: str = "compile") -> Callable[..., Any]:
     """The function through torch.compile, in the mode of this name, without a graph break.
 
-    Compiled code of earlier functions is dropped first: closures of one source share a budget of
-    recompilations, beyond which torch.compile silently stays eager.
+    Call `torch.compiler.reset()` between things that are measured: closures of one source share a
+    budget of recompilations, beyond which torch.compile silently stays eager.
     """
-    torch.compiler.reset()
     return torch.compile(function, fullgraph=True, dynamic=False, mode=COMPILE_MODES[name])
 
 

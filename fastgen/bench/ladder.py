@@ -1,0 +1,191 @@
+"""The speed ladder of a machine: measure every subject on every rung, and keep what was measured.
+
+What is fair here: candidates of a subject take turns in every round and medians are compared; a
+ratio stands only between two rungs of one precision and one layout; inputs are random; on a CPU the
+clock is process time with a fixed number of threads, on a GPU CUDA events or graph replays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastgen.files import replace_file
+
+from . import peers, timing
+from .agreement import WRONG, difference, first_line
+from .rungs import DTYPES, RUNGS, WAYS, Rung, baseline
+from .subjects import Candidate, Outside, Subject, subjects
+
+FORMAT = 1
+Results = dict[str, Any]
+"""The JSON of a ladder.
+
+    format, date, quick, complete
+    machine     processor, threads, versions, commit; on a GPU its name, driver and clocks
+    ceilings    copy_bytes_per_second; operations_per_second by dtype
+    rows        one for each subject: name, kind, batch, operations, numbers,
+                rungs: [{name, way, dtype, layout, seconds, spread, method, wall_seconds,
+                         over_eager (at equal precision and layout), difference (from it)}],
+                left_out: rung -> reason
+"""
+
+QUICK_SECONDS = 100.0
+RESERVE = {"layer": 2.0, "sampling": 2.0, "step": 8.0}
+"""Seconds that measuring a subject takes without compilation, for the budget of --quick."""
+
+
+@dataclass
+class Ladder:
+    """One climb: the device, how long it may take, and what it found.
+
+    Attributes:
+        seconds: beyond them no compilation is started; None: however long it takes.
+        say: takes a line about how far it is.
+        save: takes the results after every subject.
+    """
+
+    device: torch.device
+    quick: bool = False
+    tiny: bool = False
+    seconds: float | None = None
+    say: Callable[[str], None] = print
+    save: Callable[[Results], None] = lambda results: None
+
+    def climb(self, chosen: list[Subject] | None = None) -> Results:
+        """Measure the subjects, in order.
+
+        A KeyboardInterrupt ends it early: what was measured is kept, and `complete` is false.
+        """
+        waiting = subjects(self.device, tiny=self.tiny) if chosen is None else list(chosen)
+        end = None if self.seconds is None else time.monotonic() + self.seconds
+        results: Results = {
+            "format": FORMAT,
+            "date": date.today().isoformat(),
+            "quick": self.quick,
+            "complete": False,
+            "machine": timing.machine(self.device),
+            "ceilings": {},
+            "rows": [],
+        }
+        with contextlib.suppress(KeyboardInterrupt), peers.settings():
+            self.say("ceilings: a copy and matrix products")
+            results["ceilings"] = ceilings(self.device, tiny=self.tiny)
+            while waiting:
+                subject = waiting.pop(0)
+                self.say(f"{subject.name} ({len(waiting)} to go)")
+                after = sum(RESERVE[later.kind] for later in [subject, *waiting])
+                left = None if end is None else end - time.monotonic() - after
+                results["rows"].append(self._measure(subject, left))
+                self.save(results)
+            results["complete"] = True
+        self.save(results)
+        return results
+
+    def _measure(self, subject: Subject, left: float | None) -> dict[str, Any]:
+        torch.compiler.reset()  # see peers.compiled
+        rungs = [rung for rung in RUNGS if rung.way in subject.ways]
+        candidates: dict[str, Candidate] = {}
+        outside: dict[str, Outside] = {}
+        answers: dict[str, Any] = {}
+        left_out: dict[str, str] = {}
+        for rung in rungs:
+            if (reason := self._obstacle(rung, subject, left)) is not None:
+                left_out[rung.name] = reason
+                continue
+            start = time.monotonic()
+            try:
+                torch.manual_seed(0)
+                made = subject.ways[rung.way](rung, self.device)
+                if isinstance(made, Outside):
+                    outside[rung.name] = made
+                else:
+                    answer = made()
+                    candidates[rung.name] = made
+                    if subject.compares:
+                        answers[rung.name] = answer
+            except Exception as error:  # one peer that fails leaves the others
+                left_out[rung.name] = first_line(error)
+            if left is not None and rung.way.startswith("compile"):
+                left -= time.monotonic() - start
+        times = timing.measure(
+            candidates,
+            device=self.device,
+            rounds=1 if self.tiny else 3 if self.quick else 7,
+            method="auto" if subject.kind == "layer" else "events",
+            warmup_s=0.0 if self.tiny else 0.1,
+        )
+        for name, seconds in outside.items():
+            times[name] = timing.Timing(seconds[0], 0.0, 1, "a process of its own", seconds[1])
+        work = subject.work()
+        return {
+            "name": subject.name, "kind": subject.kind, "batch": subject.batch,
+            "operations": work.operations, "numbers": work.numbers,
+            "rungs": [_rung(rung, times, answers) for rung in rungs if rung.name in times],
+            "left_out": left_out,
+        }  # fmt: skip
+
+    def _obstacle(self, rung: Rung, subject: Subject, left: float | None) -> str | None:
+        """Why a rung is not measured, in a line."""
+        if self.quick and not rung.quick:
+            return "left out by --quick"
+        if rung.way.startswith("compile"):
+            if self.quick and not subject.quick_compile:
+                return "left out by --quick"
+            if left is not None and left < subject.compile_seconds:
+                return "no time left to compile it"
+        return WAYS[rung.way](self.device)
+
+
+def _rung(rung: Rung, times: dict[str, timing.Timing], answers: dict[str, Any]) -> dict[str, Any]:
+    measured, base = times[rung.name], baseline(rung)
+    found: dict[str, Any] = {
+        **{key: getattr(rung, key) for key in ("name", "way", "dtype", "layout")},
+        "seconds": measured.median_s, "spread": round(measured.spread, 4),
+        "method": measured.method, "wall_seconds": measured.wall_s, "over_eager": None,
+    }  # fmt: skip
+    if base is not None and base.name in times:
+        found["over_eager"] = times[base.name].median_s / measured.median_s
+        if rung.name in answers and base.name in answers:
+            found["difference"] = difference(
+                _tensors(answers[rung.name]), _tensors(answers[base.name])
+            )
+    return found
+
+
+def _tensors(answer: Any) -> Any:
+    return answer if isinstance(answer, torch.Tensor | tuple | list) else torch.as_tensor(answer)
+
+
+def differs(rung: dict[str, Any]) -> bool:
+    """Whether a rung computed something else than eager PyTorch."""
+    return bool(rung.get("difference", 0.0) > WRONG[rung["dtype"]])
+
+
+def ceilings(device: torch.device, *, tiny: bool = False) -> dict[str, Any]:
+    """Copy bandwidth and matrix rates of this very run; float32 multiplies in TF32 on a GPU.
+
+    On a CPU the clock divides process time by the threads, so these are rates of all of them.
+    """
+    copied, rows = (1 << 16, 64) if tiny else (None, None)
+    return {
+        "copy_bytes_per_second": timing.copy_bandwidth(device, size=copied),
+        "operations_per_second": {
+            name: timing.matrix_rate(device, dtype, tf32=dtype == torch.float32, size=rows)
+            for name, dtype in DTYPES.items()
+        },
+    }
+
+
+def write(path: Path, results: Results) -> None:
+    """Write the JSON; the old file stays whole until the new one is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(results, indent=1) + "\n").encode())
