@@ -496,7 +496,7 @@ def _climb(quick: bool, out: Path, threads: int, device: str) -> bool:
     climbed = climb(out, quick=quick, threads=threads, device=device, say=_warn_line)
     _print_tables(climbed.tables)
     for line in climbed.left_out:
-        typer.echo(f"left out: {line}")
+        typer.echo(f"not measured, {line}")
     typer.echo(machine_line(climbed.results))
     typer.echo(columns([(path.suffix[1:], path) for path in climbed.files]))
     return bool(climbed.results["complete"])

@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastgen.bench import peers, timing
+from fastgen.bench import peers
+from fastgen.bench.ladder import ceilings
 
 from . import convolutions, elementwise, steps, targets
 from .environment import describe_machine
-from .session import DTYPES, FORMAT, DeviceLost, Job, Session
+from .session import FORMAT, DeviceLost, Job, Session
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = ROOT / "benchmarks" / "results" / "gpu.json"
@@ -51,17 +52,6 @@ GROUPS = {
         lambda s: convolutions.layer_jobs(s, "float32", "compile max-autotune"), 0.1
     ),
 }
-
-
-def ceilings(session: Session) -> dict[str, Any]:
-    """Copy bandwidth and matrix rates of this very run; float32 multiplies in TF32."""
-    return {
-        "copy_bytes_per_second": timing.copy_bandwidth(session.device),
-        "operations_per_second": {
-            name: timing.matrix_rate(session.device, dtype, tf32=dtype == torch.float32)
-            for name, dtype in DTYPES.items()
-        },
-    }
 
 
 def run(session: Session, names: list[str]) -> None:
@@ -130,7 +120,7 @@ def main() -> None:
     with peers.settings():
         try:
             if not options.tiny:
-                session.results["ceilings"] = ceilings(session)
+                session.results["ceilings"] = ceilings(device)
             session.save()
             run(session, names)
         except DeviceLost as error:

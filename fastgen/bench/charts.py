@@ -85,20 +85,20 @@ def _block(canvas: Canvas, row: Row, left: float, top: float) -> None:
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1180, 680, 96, 380, 96, 92
 SHOWN = ("eager", "fastgen", "captured")
+STRONG, LABELED = "#cfd4dc", (1, 2, 5)
 
 
 class _Axes(NamedTuple):
-    """Logarithmic axes over powers of ten, and where they lie on the canvas."""
+    """Logarithmic axes from the least to the largest value, and where they lie on the canvas."""
 
     x: tuple[float, float]
     y: tuple[float, float]
 
     def place(self, intensity: float, speed: float) -> Point:
-        across = (math.log10(intensity) - self.x[0]) / (self.x[1] - self.x[0])
-        up = (math.log10(speed) - self.y[0]) / (self.y[1] - self.y[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
-            HEIGHT - TOP - BOTTOM
-        )
+        across = math.log(intensity / self.x[0]) / math.log(self.x[1] / self.x[0])
+        up = math.log(speed / self.y[0]) / math.log(self.y[1] / self.y[0])
+        wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+        return LEFT + across * wide, HEIGHT - BOTTOM - up * high
 
 
 class _Mark(NamedTuple):
@@ -109,7 +109,7 @@ class _Mark(NamedTuple):
 
 
 def roofline(results: dict[str, Any]) -> bytes:
-    """A PNG: operations per second reached over operations per byte, under what a copy and a matrix
+    """A PNG: operations per second reached over operations per byte, under what a copy and a
     product reach on the same machine.
 
     Work is what a subject cannot do without, so all rungs of a subject stand above one another.
@@ -120,7 +120,8 @@ def roofline(results: dict[str, Any]) -> bytes:
     canvas = Canvas(WIDTH, HEIGHT)
     _heading(
         canvas, "Roofline: how near to the machine's own limits",
-        "Limits measured in the same run: a copy within memory, products of square matrices.",
+        "Limits measured in the same run: a copy within memory, a matrix product or a wide "
+        "convolution.",
     )  # fmt: skip
     if ceilings:
         axes = _axes(marks, ceilings)
@@ -145,49 +146,53 @@ def _marks(number: int, row: Row) -> list[_Mark]:
 
 
 def _axes(marks: Iterable[_Mark], ceilings: dict[str, Any]) -> _Axes:
-    speeds = [mark.speed for mark in marks] + list(ceilings["operations_per_second"].values())
-    intensities = [mark.intensity for mark in marks] + [1.0, 300.0]
-    x = math.floor(math.log10(min(intensities))), math.ceil(math.log10(max(intensities)))
-    y = math.floor(math.log10(min(speeds))), math.ceil(math.log10(max(speeds)))
-    return _Axes(x, (y[0], max(y[1], y[0] + 1)))
+    rates = list(ceilings["operations_per_second"].values())
+    speeds = [mark.speed for mark in marks] + rates
+    # The ridges, where the limits meet, are in the picture.
+    ridges = [rate / ceilings["copy_bytes_per_second"] for rate in rates]
+    intensities = [mark.intensity for mark in marks] + ridges
+    return _Axes(
+        (min(intensities) / 2.5, max(intensities) * 2.2), (min(speeds) / 2, max(speeds) * 1.8)
+    )
+
+
+def _ticks(ends: tuple[float, float]) -> Iterable[tuple[float, int]]:
+    """(value, its first digit) of every line of the grid."""
+    for power in range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1):
+        for digit in range(1, 10):
+            if ends[0] <= digit * 10.0**power <= ends[1]:
+                yield digit * 10.0**power, digit
 
 
 def _grid(canvas: Canvas, axes: _Axes) -> None:
-    for power in range(int(axes.x[0]), int(axes.x[1]) + 1):
-        for step in range(1, 10) if power < axes.x[1] else (1,):
-            x, _ = axes.place(step * 10.0**power, 10.0 ** axes.y[0])
-            color = "#cfd4dc" if step == 1 else RULE
-            canvas.line((x, TOP), (x, HEIGHT - BOTTOM), color=color)
-        canvas.text((axes.place(10.0**power, 1)[0], HEIGHT - BOTTOM + 15), f"{10.0**power:g}",
-                    size=12, color=QUIET, anchor="middle")  # fmt: skip
-    for power in range(int(axes.y[0]), int(axes.y[1]) + 1):
-        for step in range(1, 10) if power < axes.y[1] else (1,):
-            _, y = axes.place(1, step * 10.0**power)
-            color = "#cfd4dc" if step == 1 else RULE
-            canvas.line((LEFT, y), (WIDTH - RIGHT, y), color=color)
-        canvas.text((LEFT - 8, axes.place(1, 10.0**power)[1]), rate(10.0**power), size=12,
-                    color=QUIET, anchor="right")  # fmt: skip
+    for value, digit in _ticks(axes.x):
+        x, bottom = axes.place(value, axes.y[0])
+        canvas.line((x, TOP), (x, bottom), color=STRONG if digit == 1 else RULE)
+        if digit in LABELED:
+            canvas.text((x, bottom + 15), f"{value:g}", size=12, color=QUIET, anchor="middle")
+    for value, digit in _ticks(axes.y):
+        left, y = axes.place(axes.x[0], value)
+        canvas.line((left, y), (WIDTH - RIGHT, y), color=STRONG if digit == 1 else RULE)
+        if digit in LABELED:
+            words = rate(value).replace(".00", "").replace(".0", "")
+            canvas.text((left - 8, y), words, size=12, color=QUIET, anchor="right")
     middle = (LEFT + WIDTH - RIGHT) / 2
-    canvas.text((middle, HEIGHT - BOTTOM + 36), "operations per byte moved", anchor="middle")
+    canvas.text((middle, HEIGHT - BOTTOM + 38), "operations per byte moved", anchor="middle")
 
 
 def _roofs(canvas: Canvas, axes: _Axes, ceilings: dict[str, Any]) -> None:
     bandwidth = ceilings["copy_bytes_per_second"]
-    right, floor = 10.0 ** axes.x[1], 10.0 ** axes.y[0]
     highest = max(ceilings["operations_per_second"].values())
-    start = max(10.0 ** axes.x[0], floor / bandwidth)
-    canvas.line(
-        axes.place(start, start * bandwidth), axes.place(highest / bandwidth, highest), color=INK,
-        width=2,
-    )  # fmt: skip
-    x, y = axes.place(start * 1.15, start * 1.15 * bandwidth)
-    canvas.text((x + 14, y + 2), f"copy {bandwidth / 1e9:.3g} GB/s", size=12)
+    start = max(axes.x[0], axes.y[0] / bandwidth)
+    foot, ridge = axes.place(start, start * bandwidth), axes.place(highest / bandwidth, highest)
+    canvas.line(foot, ridge, color=INK, width=2)
+    words = f"copy {bandwidth / 1e9:.3g} GB/s"
+    place = (foot[0] + ridge[0]) / 2 - 16, (foot[1] + ridge[1]) / 2 - 4
+    canvas.text(place, words, size=12, anchor="right")
     for dtype, peak in ceilings["operations_per_second"].items():
-        ridge = max(peak / bandwidth, 10.0 ** axes.x[0])
-        canvas.line(axes.place(ridge, peak), axes.place(right, peak), color=INK, width=2)
-        place = axes.place(right, peak)
-        canvas.text((place[0] - 6, place[1] - 10), f"{dtype} product {rate(peak)}", size=12,
-                    anchor="right")  # fmt: skip
+        left = axes.place(peak / bandwidth, peak)
+        canvas.line(left, axes.place(axes.x[1], peak), color=INK, width=2)
+        canvas.text((left[0] + 20, left[1] - 10), f"{dtype} peak {rate(peak)}", size=12)
 
 
 def _points(canvas: Canvas, axes: _Axes, marks: list[_Mark]) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ Results = dict[str, Any]
                 rungs: [{name, way, dtype, layout, seconds, spread, method, wall_seconds,
                          over_eager (at equal precision and layout), difference (from it)}],
                 left_out: rung -> reason
+    skipped     names of subjects for which --quick had no time
 """
 
 QUICK_SECONDS = 100.0
@@ -48,7 +50,8 @@ class Ladder:
     """One climb: the device, how long it may take, and what it found.
 
     Attributes:
-        seconds: beyond them no compilation is started; None: however long it takes.
+        seconds: after them no subject is begun, and nothing is compiled that would not be done by
+            then; None: however long it takes.
         say: takes a line about how far it is.
         save: takes the results after every subject.
     """
@@ -75,85 +78,114 @@ class Ladder:
             "machine": timing.machine(self.device),
             "ceilings": {},
             "rows": [],
+            "skipped": [],
         }
         with contextlib.suppress(KeyboardInterrupt), peers.settings():
             self.say("ceilings: a copy and matrix products")
             results["ceilings"] = ceilings(self.device, tiny=self.tiny)
             while waiting:
+                if end is not None and time.monotonic() > end:
+                    results["skipped"] = [subject.name for subject in waiting]
+                    break
                 subject = waiting.pop(0)
                 self.say(f"{subject.name} ({len(waiting)} to go)")
                 after = sum(RESERVE[later.kind] for later in [subject, *waiting])
                 left = None if end is None else end - time.monotonic() - after
                 results["rows"].append(self._measure(subject, left))
                 self.save(results)
+            results["ceilings"] = higher(results["ceilings"], ceilings(self.device, tiny=self.tiny))
             results["complete"] = True
         self.save(results)
         return results
 
-    def _measure(self, subject: Subject, left: float | None) -> dict[str, Any]:
-        torch.compiler.reset()  # see peers.compiled
-        rungs = [rung for rung in RUNGS if rung.way in subject.ways]
-        candidates: dict[str, Candidate] = {}
-        outside: dict[str, Outside] = {}
-        answers: dict[str, Any] = {}
-        left_out: dict[str, str] = {}
-        for rung in rungs:
-            if (reason := self._obstacle(rung, subject, left)) is not None:
-                left_out[rung.name] = reason
-                continue
-            start = time.monotonic()
-            try:
-                torch.manual_seed(0)
-                made = subject.ways[rung.way](rung, self.device)
-                if isinstance(made, Outside):
-                    outside[rung.name] = made
-                else:
-                    answer = made()
-                    candidates[rung.name] = made
-                    if subject.compares:
-                        answers[rung.name] = answer
-            except Exception as error:  # one peer that fails leaves the others
-                left_out[rung.name] = first_line(error)
-            if left is not None and rung.way.startswith("compile"):
-                left -= time.monotonic() - start
-        times = timing.measure(
-            candidates,
-            device=self.device,
+    def _measure(self, subject: Subject, left: float | None) -> Results:
+        return measured(
+            subject, RUNGS, self.device,
             rounds=1 if self.tiny else 3 if self.quick else 7,
-            method="auto" if subject.kind == "layer" else "events",
             warmup_s=0.0 if self.tiny else 0.1,
-        )
-        for name, seconds in outside.items():
-            times[name] = timing.Timing(seconds[0], 0.0, 1, "a process of its own", seconds[1])
-        work = subject.work()
-        return {
-            "name": subject.name, "kind": subject.kind, "batch": subject.batch,
-            "operations": work.operations, "numbers": work.numbers,
-            "rungs": [_rung(rung, times, answers) for rung in rungs if rung.name in times],
-            "left_out": left_out,
-        }  # fmt: skip
+            obstacle=partial(self._obstacle, subject, time.monotonic(), left),
+        )  # fmt: skip
 
-    def _obstacle(self, rung: Rung, subject: Subject, left: float | None) -> str | None:
-        """Why a rung is not measured, in a line."""
+    def _obstacle(
+        self, subject: Subject, start: float, left: float | None, rung: Rung
+    ) -> str | None:
+        """Why a rung is not measured, in a line; `left` seconds were there at the start."""
         if self.quick and not rung.quick:
             return "left out by --quick"
         if rung.way.startswith("compile"):
             if self.quick and not subject.quick_compile:
                 return "left out by --quick"
-            if left is not None and left < subject.compile_seconds:
+            if left is not None and left - (time.monotonic() - start) < subject.compile_seconds:
                 return "no time left to compile it"
         return WAYS[rung.way](self.device)
 
 
-def _rung(rung: Rung, times: dict[str, timing.Timing], answers: dict[str, Any]) -> dict[str, Any]:
-    measured, base = times[rung.name], baseline(rung)
+def measured(
+    subject: Subject,
+    rungs: Sequence[Rung],
+    device: torch.device,
+    *,
+    rounds: int,
+    warmup_s: float = 0.1,
+    obstacle: Callable[[Rung], str | None],
+) -> Results:
+    """One row: a subject on those of the rungs that apply to it.
+
+    Args:
+        obstacle: why a rung is left out, or None. One that fails is left out with its reason.
+    """
+    torch.compiler.reset()  # see peers.compiled
+    rungs = [rung for rung in rungs if rung.way in subject.ways]
+    candidates: dict[str, Candidate] = {}
+    outside: dict[str, Outside] = {}
+    answers: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for rung in rungs:
+        if (reason := obstacle(rung)) is not None:
+            left_out[rung.name] = reason
+            continue
+        try:
+            torch.manual_seed(0)
+            made = subject.ways[rung.way](rung, device)
+            if isinstance(made, Outside):
+                outside[rung.name] = made
+                continue
+            answer = made()
+        except Exception as error:
+            left_out[rung.name] = first_line(error)
+            continue
+        candidates[rung.name] = made
+        if subject.compares:
+            answers[rung.name] = answer
+    times = timing.measure(
+        candidates, device=device, rounds=rounds, warmup_s=warmup_s,
+        method="auto" if subject.kind == "layer" else "events",
+    )  # fmt: skip
+    for name, seconds in outside.items():
+        times[name] = timing.Timing(seconds[0], 0.0, 1, "a process of its own", seconds[1])
+    work = subject.work()
+    return {
+        "name": subject.name, "kind": subject.kind, "batch": subject.batch,
+        "operations": work.operations, "numbers": work.numbers,
+        "rungs": [_rung(rung, rungs, times, answers) for rung in rungs if rung.name in times],
+        "left_out": left_out,
+    }  # fmt: skip
+
+
+def _rung(
+    rung: Rung,
+    rungs: Sequence[Rung],
+    times: dict[str, timing.Timing],
+    answers: dict[str, Any],
+) -> Results:
+    timed, base = times[rung.name], baseline(rung, rungs)
     found: dict[str, Any] = {
         **{key: getattr(rung, key) for key in ("name", "way", "dtype", "layout")},
-        "seconds": measured.median_s, "spread": round(measured.spread, 4),
-        "method": measured.method, "wall_seconds": measured.wall_s, "over_eager": None,
+        "seconds": timed.median_s, "spread": round(timed.spread, 4),
+        "method": timed.method, "wall_seconds": timed.wall_s, "over_eager": None,
     }  # fmt: skip
     if base is not None and base.name in times:
-        found["over_eager"] = times[base.name].median_s / measured.median_s
+        found["over_eager"] = times[base.name].median_s / timed.median_s
         if rung.name in answers and base.name in answers:
             found["difference"] = difference(
                 _tensors(answers[rung.name]), _tensors(answers[base.name])
@@ -170,18 +202,32 @@ def differs(rung: dict[str, Any]) -> bool:
     return bool(rung.get("difference", 0.0) > WRONG[rung["dtype"]])
 
 
-def ceilings(device: torch.device, *, tiny: bool = False) -> dict[str, Any]:
-    """Copy bandwidth and matrix rates of this very run; float32 multiplies in TF32 on a GPU.
+def ceilings(device: torch.device, *, tiny: bool = False) -> Results:
+    """Copy bandwidth and rates of operations of this very run, float32 in TF32 on a GPU.
 
-    On a CPU the clock divides process time by the threads, so these are rates of all of them.
+    On a CPU the clock divides process time by the threads, so these are rates of all of them; and
+    the rate is the better of a matrix product's and a convolution's, two libraries.
     """
     copied, rows = (1 << 16, 64) if tiny else (None, None)
+
+    def best(dtype: torch.dtype) -> float:
+        rates = [timing.matrix_rate(device, dtype, tf32=dtype == torch.float32, size=rows)]
+        if device.type == "cpu":
+            rates.append(timing.convolution_rate(device, dtype, channels=8 if tiny else 128))
+        return max(rates)
+
     return {
         "copy_bytes_per_second": timing.copy_bandwidth(device, size=copied),
-        "operations_per_second": {
-            name: timing.matrix_rate(device, dtype, tf32=dtype == torch.float32, size=rows)
-            for name, dtype in DTYPES.items()
-        },
+        "operations_per_second": {name: best(dtype) for name, dtype in DTYPES.items()},
+    }
+
+
+def higher(one: Results, other: Results) -> Results:
+    """The higher of two measurements of every ceiling: what disturbs one only makes it lower."""
+    rates, others = one["operations_per_second"], other["operations_per_second"]
+    return {
+        "copy_bytes_per_second": max(one["copy_bytes_per_second"], other["copy_bytes_per_second"]),
+        "operations_per_second": {name: max(rates[name], others[name]) for name in rates},
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -87,6 +87,6 @@ WAYS: dict[str, Callable[[torch.device], str | None]] = {
 """Why a way cannot run on a device, in one line; None when it can."""
 
 
-def baseline(rung: Rung) -> Rung | None:
-    """Eager PyTorch at the precision and layout of a rung, if that is a rung too."""
-    return next((r for r in RUNGS if r.way == "eager" and r[2:4] == rung[2:4]), None)
+def baseline(rung: Rung, rungs: Sequence[Rung] = RUNGS) -> Rung | None:
+    """Eager PyTorch at the precision and layout of a rung, if it is among the rungs."""
+    return next((r for r in rungs if r.way == "eager" and r[2:4] == rung[2:4]), None)

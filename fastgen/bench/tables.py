@@ -61,7 +61,8 @@ def rich_tables(results: Results) -> list[Any]:
         table = Table(title=title, title_justify="left", header_style="bold")
         for name in ("what", "rung", "dtype", "layout"):
             table.add_column(name)
-        for name in ("time", "images/s", "over eager", "of the limit"):
+        speed = () if kind == "layer" else ("images/s",)
+        for name in ("time", *speed, "over eager", "of the limit"):
             table.add_column(name, justify="right")
         for row in rows:
             for number, rung in enumerate(row["rungs"]):
@@ -77,9 +78,9 @@ def rich_tables(results: Results) -> list[Any]:
 def _cells(row: dict[str, Any], rung: dict[str, Any], results: Results) -> list[str]:
     limit = share_of_limit(row, rung, results)
     ratio = "" if rung["over_eager"] is None else f"{rung['over_eager']:.2f}x"
+    speed = [] if row["kind"] == "layer" else [f"{row['batch'] / rung['seconds']:.0f}"]
     return [
-        rung["name"], rung["dtype"], rung["layout"], duration(rung["seconds"]),
-        "" if row["kind"] == "layer" else f"{row['batch'] / rung['seconds']:.0f}",
+        rung["name"], rung["dtype"], rung["layout"], duration(rung["seconds"]), *speed,
         f"{ratio} DIFFERS" if differs(rung) else ratio,
         "" if limit is None else f"{100 * limit:.0f} %",
     ]  # fmt: skip
@@ -101,21 +102,19 @@ def share_of_limit(row: dict[str, Any], rung: dict[str, Any], results: Results) 
 
 def left_out(results: Results) -> list[str]:
     """What was not measured and why: one line for each reason."""
-    reasons: dict[str, list[str]] = {}
+    rungs: dict[str, dict[str, int]] = {}
     for row in results["rows"]:
         for rung, reason in row["left_out"].items():
-            reasons.setdefault(f"{rung}: {reason}", []).append(row["name"])
-    every = {
-        rung["name"]: [row["name"] for row in results["rows"] if rung["name"] in _names(row)]
-        for row in results["rows"]
-        for rung in row["rungs"]
-    }
-    lines = []
-    for line, names in reasons.items():
-        measured_elsewhere = every.get(line.split(":")[0])
-        lines.append(f"{line} ({', '.join(names)})" if measured_elsewhere else line)
+            counts = rungs.setdefault(reason, {})
+            counts[rung] = counts.get(rung, 0) + 1
+    measured = {rung["name"] for row in results["rows"] for rung in row["rungs"]}
+    lines = [
+        f"{reason}: " + ", ".join(
+            f"{rung} ({count} of the rows)" if rung in measured else rung
+            for rung, count in counts.items()
+        )
+        for reason, counts in rungs.items()
+    ]  # fmt: skip
+    if results["skipped"]:
+        lines.append(f"no time left: {', '.join(results['skipped'])}")
     return lines
-
-
-def _names(row: dict[str, Any]) -> set[str]:
-    return {rung["name"] for rung in row["rungs"]}
