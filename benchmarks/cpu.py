@@ -202,6 +202,10 @@ def describe(row: dict[str, Any]) -> str:
     return "; ".join([*times, *reached, *(f"{k}: {v}" for k, v in row["left_out"].items())])
 
 
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    return row["threads"], [*ROWS, IMPORT].index(row["row"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -234,7 +238,7 @@ def main() -> None:
             except Exception as error:
                 row = {"row": key, "threads": threads, "failed": first_line(error)}
             others = [r for r in results["rows"] if (r["row"], r["threads"]) != (key, threads)]
-            results["rows"] = [*others, row]
+            results["rows"] = sorted([*others, row], key=_place)
             save(options.json, results)
             spent = time.monotonic() - start
             print(f"{spent:4.0f} s  {key}, {threads} threads: {describe(row)}", flush=True)

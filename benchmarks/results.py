@@ -1,8 +1,9 @@
-"""The files in benchmarks/results: reading, continuing and writing them."""
+"""The files in benchmarks/results: reading, continuing and writing them; tables and verdicts."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,20 @@ def opened(path: Path) -> dict[str, Any]:
 def save(path: Path, results: dict[str, Any]) -> None:
     """Write results; the old file stays whole until the new one is complete."""
     write(path, results)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def verdict(reached: float | None, target: float, *, at_most: bool = False) -> str:
+    """Whether a target is met, or by how much it is missed."""
+    if reached is None:
+        return "not measured"
+    if reached <= target if at_most else reached >= target:
+        return "met"
+    share = reached / target - 1 if at_most else 1 - reached / target
+    return f"missed by {100 * share:.0f} %"

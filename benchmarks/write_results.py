@@ -2,35 +2,34 @@
 
     python benchmarks/write_results.py
 
-The README's table of penalty ratios is rewritten too, between its two markers.
+The README's table of numbers is rewritten too, between its two markers. What was not measured is
+said plainly, and a target that is missed is named with by how much.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gpu import targets
+from results import CPU, FOLDER, GPU, read, table, verdict
+
+Results = dict[str, Any]
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
 TARGETS = {"float32": 1.6, "bfloat16": 1.5}
-MARKERS = ("<!-- penalty table -->", "<!-- end of penalty table -->")
+MARKERS = ("<!-- numbers -->", "<!-- end of numbers -->")
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-    head = list(head)
-    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def machine_line(results: dict[str, Any]) -> str:
+def machine_line(results: Results) -> str:
     machine = results["machine"]
+    threads = f"{machine['threads']} thread, " if "threads" in machine else ""
     return (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} thread, "
+        f"{machine['processor']}, {machine['cores']} cores, {threads}"
         f"torch {machine['torch']}, Python {machine['python']}, commit {machine['commit']}, "
         f"{results['date']}."
     )
@@ -42,7 +41,7 @@ def spread(values: list[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
-def penalty_table(results: dict[str, Any]) -> str:
+def penalty_table(results: Results) -> str:
     rows = [
         (
             row["critic"],
@@ -60,7 +59,7 @@ def penalty_table(results: dict[str, Any]) -> str:
     return table((*head, "eager / fastgen", "gradients differ by"), rows)
 
 
-def quality_section(results: dict[str, Any]) -> str:
+def quality_section(results: Results) -> str:
     runs, base = results["runs"], results["baselines"]
 
     def column(name: str, key: str, form: str) -> str:
@@ -110,7 +109,7 @@ The VAE and PCA have 16 latents each.
 """
 
 
-def penalty_section(results: dict[str, Any]) -> str:
+def penalty_section(results: Results) -> str:
     return f"""## Gradient penalty and its backward
 
 Medians of process time over {results["rounds"]} interleaved rounds, one thread, equal precision
@@ -126,7 +125,7 @@ flag `trace_autograd_ops`. The last column compares the weight gradients of the 
 """
 
 
-def shortfall(results: dict[str, Any]) -> str:
+def shortfall(results: Results) -> str:
     """Which rows miss their target, and why."""
     short = [
         f"{row['critic']} {row['dtype']} {row['layout']} ({row['ratio']:.2f}x)"
@@ -138,27 +137,237 @@ def shortfall(results: dict[str, Any]) -> str:
         return f"Every row reaches its target ({targets})."
     return (
         f"The targets are {targets}. Short of them: {', '.join(short)}.\n"
-        "Contiguous float32 has one slow kernel on both sides: the gradient to 32 input channels\n"
-        "takes oneDNN 13 ms, against 5 ms in channels_last. Converting the layout around it gives\n"
-        "11 ms, and is what the operations promise not to do."
+        "Contiguous float32 has one slow kernel on both sides, oneDNN's gradient to 32 input\n"
+        "channels. Converting the layout around it is what the operations promise not to do."
     )
+
+
+# --- CPU targets ---
+
+
+def cpu_section(results: Results | None) -> str:
+    title = "## Targets on a CPU"
+    command = "    python benchmarks/cpu.py"
+    if results is None:
+        return f"{title}\n\nNot measured yet.\n\n{command}\n"
+    rows = [row for row in results["rows"] if "failed" not in row]
+    missed = [
+        f"* {row['name']}, {threads_of(row['threads'])}: {against(demand)} {reached(demand)}, "
+        f"target {goal(demand)}: {judged(demand)}"
+        for row in rows
+        for demand in row["demands"]
+        if judged(demand).startswith("missed")
+    ]
+    missing = [
+        f"* {row['row']}, {threads_of(row['threads'])}: {reason}"
+        for row in results["rows"]
+        for reason in (
+            [f"failed: {row['failed']}"]
+            if "failed" in row
+            else [f"{name}: {why}" for name, why in row["left_out"].items()]
+        )
+    ]
+    copies = ", ".join(
+        f"{limits['copy_bytes_per_second'] / 1e9:.3g} GB/s with {threads_of(threads)}"
+        for threads, limits in sorted(results["ceilings"].items())
+    )
+    parts = [
+        f"{title}\n\nMedians over interleaved rounds of process time, divided by the threads; "
+        f"beside them the ratio by\nthe wall clock. Measured copy bandwidth: {copies}.\n"
+        f"{machine_line(results)}\n\n{command}\n",
+        table(
+            ("what", "threads", "fastgen over", "target", "reached", "by wall clock", "verdict"),
+            [
+                (row["name"], row["threads"], against(demand), goal(demand), reached(demand),
+                 by_wall_clock(demand), judged(demand))
+                for row in rows
+                for demand in row["demands"]
+            ],
+        ) + "\n",
+        table(
+            ("what", "threads", "times"),
+            [
+                (row["name"], row["threads"],
+                 times_of(row))
+                for row in rows
+            ],
+        ) + "\n",
+        "Missed:\n\n" + "\n".join(missed) + "\n" if missed else "No target is missed.\n",
+    ]  # fmt: skip
+    if missing:
+        parts.append("Not measured:\n\n" + "\n".join(missing) + "\n")
+    return "\n".join(parts)
+
+
+def threads_of(count: int | str) -> str:
+    return f"{count} thread{'s' * (int(count) != 1)}"
+
+
+def times_of(row: Results) -> str:
+    return ", ".join(f"{name} {milliseconds(value)}" for name, value in row["seconds"].items())
+
+
+def milliseconds(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def is_seconds(demand: Results) -> bool:
+    return bool(demand["over"] == "seconds")
+
+
+def is_share(demand: Results) -> bool:
+    return bool(demand["over"] == "copy bandwidth")
+
+
+def against(demand: Results) -> str:
+    """What a demand compares: fastgen's precision and layout, and the other side."""
+    if is_seconds(demand):
+        return str(demand["ours"])
+    return f"{demand['ours'].removeprefix('fastgen ')}, over {demand['over']}"
+
+
+def number(value: float, demand: Results) -> str:
+    if is_seconds(demand):
+        return f"{value:.3f} s"
+    return f"{100 * value:.0f} %" if is_share(demand) else f"{value:.2f}x"
+
+
+def goal(demand: Results) -> str:
+    return f"{'<' if is_seconds(demand) else '>='} {number(demand['target'], demand)}"
+
+
+def reached(demand: Results) -> str:
+    return "-" if demand["reached"] is None else f"**{number(demand['reached'], demand)}**"
+
+
+def by_wall_clock(demand: Results) -> str:
+    return f"{demand['by_wall_clock']:.2f}x" if "by_wall_clock" in demand else ""
+
+
+def judged(demand: Results) -> str:
+    return verdict(demand["reached"], demand["target"], at_most=is_seconds(demand))
+
+
+# --- GPU ---
+
+
+def gpu_section(results: Results | None) -> str:
+    title, command = "## On a GPU", "    benchmarks/gpu/check.sh"
+    if results is None or results.get("tiny"):
+        return f"{title}\n\nNot measured on a GPU.\n\n{command}\n"
+    machine = results["machine"]
+    groups = [
+        f"### {name}\n\n{targets.row_table(results, [name])}\n"
+        for name in results["groups"]
+        if targets.rows_of(results, name)
+    ]
+    missing = targets.left_out(results)
+    return "\n".join(
+        [
+            f"{title}\n\n{machine['device']}, driver {machine.get('driver')}, torch "
+            f"{machine['torch']}, commit {machine['commit']}, {results['date']}.\n\n{command}\n",
+            targets.target_table(results) + "\n",
+            *groups,
+            *(["Not measured, or wrong:\n\n" + "\n".join(f"* {m}" for m in missing) + "\n"]
+              if missing else []),
+        ]
+    )  # fmt: skip
+
+
+# --- the numbers that matter ---
+
+HEADLINES = (
+    ("WGAN-GP critic step, 64x64, bf16", "critic", "fastgen bfloat16 channels_last",
+     "eager bfloat16 channels_last"),
+    ("DCGAN-64 training step, bf16", "dcgan", "fastgen bfloat16 channels_last",
+     "eager bfloat16 channels_last"),
+    ("sampling with a generator, 64x64, bf16", "sampling", "fastgen bfloat16 channels_last",
+     "ONNX Runtime float32"),
+    ("input gradient at the picture's edge, 3x3", "edge k3 input gradient",
+     "fastgen float32 channels_last", "eager float32 channels_last"),
+)  # fmt: skip
+"""(what, row of cpu.json, ours, over): beside the gradient penalty the numbers that matter."""
+
+
+def numbers_table(penalty: Results, cpu: Results | None, gpu: Results | None) -> str:
+    """Five numbers for the README, one thread, and what is known of a GPU."""
+    ratios = [row["ratio"] for row in penalty["rows"]]
+    middle = statistics.geometric_mean(ratios)
+    worst = min(row["ratio"] / TARGETS[row["dtype"]] for row in penalty["rows"])
+    short = sum(row["ratio"] < TARGETS[row["dtype"]] for row in penalty["rows"])
+    outcome = f"{short} of {len(ratios)} {verdict(worst, 1.0)}" if short else "met"
+    wanted = ", ".join(f"{dtype} >= {target}x" for dtype, target in TARGETS.items())
+    rows: list[tuple[str, str, str, str]] = [
+        ("gradient penalty and its backward",
+         f"**{middle:.2f}x** ({min(ratios):.2f}x to {max(ratios):.2f}x)", "eager PyTorch",
+         f"{wanted}: {outcome}")
+    ]  # fmt: skip
+    for what, key, ours, over in HEADLINES:
+        demand = _demand(cpu, key, ours, over)
+        if demand is None or demand["reached"] is None:
+            rows.append((what, "not measured", over, ""))
+        else:
+            rows.append((what, reached(demand), over, f"{goal(demand)}: {judged(demand)}"))
+    text = table(("one CPU core", "faster", "than", "target"), rows)
+    if gpu is None or gpu.get("tiny"):
+        return f"{text}\n\nNothing has been measured on a GPU."
+    return f"{text}\n\nOn {gpu['machine']['device']}:\n\n{targets.target_table(gpu)}"
+
+
+def _demand(cpu: Results | None, key: str, ours: str, over: str) -> Results | None:
+    found = [
+        demand
+        for row in (cpu or {"rows": []})["rows"]
+        if row["row"] == key and row["threads"] == 1
+        for demand in row.get("demands", ())
+        if (demand["ours"], demand["over"]) == (ours, over)
+    ]
+    return found[0] if found else None
+
+
+# --- writing ---
+
+
+def measured(path: Path) -> Results:
+    """The results in a file that must be there."""
+    found = read(path)
+    if found is None:
+        raise FileNotFoundError(f"{path} is missing: it is in git")
+    return found
+
+
+def page(folder: Path = FOLDER) -> str:
+    """docs/results.md from the files in a folder."""
+    penalty, quality = (measured(folder / name) for name in ("penalty.json", "quality.json"))
+    return "\n".join(
+        [
+            "# Results\n\nMeasured, not promised. `python benchmarks/write_results.py` writes this "
+            "page from `benchmarks/results/*.json`;\n[benchmarks.md](benchmarks.md) says how each "
+            "number is measured.\n",
+            penalty_section(penalty),
+            cpu_section(read(folder / CPU.name)),
+            gpu_section(read(folder / GPU.name)),
+            quality_section(quality),
+        ]
+    )
+
+
+def with_numbers(text: str, folder: Path = FOLDER) -> str:
+    """The README with its table of numbers written anew."""
+    penalty = measured(folder / "penalty.json")
+    numbers = numbers_table(penalty, read(folder / CPU.name), read(folder / GPU.name))
+    between = f"{MARKERS[0]}\n{numbers}\n{MARKERS[1]}"
+    pattern = re.compile(f"{MARKERS[0]}.*?{MARKERS[1]}", re.DOTALL)
+    written, places = pattern.subn(lambda found: between, text)
+    if places != 1:
+        raise ValueError(f"the README must have {MARKERS[0]} and {MARKERS[1]} once (got {places})")
+    return written
 
 
 def main() -> None:
-    penalty = json.loads((RESULTS / "penalty.json").read_text())
-    quality = json.loads((RESULTS / "quality.json").read_text())
-    page = (
-        "# Results\n\nMeasured, not promised. "
-        "`python benchmarks/write_results.py` writes this page from `benchmarks/results/*.json`.\n"
-        "Nothing here has been measured on a GPU.\n\n"
-        f"{penalty_section(penalty)}\n{quality_section(quality)}"
-    )
-    (ROOT / "docs" / "results.md").write_text(page)
-
-    readme = ROOT / "README.md"
-    between = f"{MARKERS[0]}\n{penalty_table(penalty)}\n{MARKERS[1]}"
-    pattern = re.compile(f"{MARKERS[0]}.*?{MARKERS[1]}", re.DOTALL)
-    readme.write_text(pattern.sub(lambda found: between, readme.read_text()))
+    PAGE.write_text(page())
+    README.write_text(with_numbers(README.read_text()))
 
 
 if __name__ == "__main__":

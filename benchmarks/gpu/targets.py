@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from results import table, verdict
+
 from fastgen.bench.agreement import WRONG
 
 Results = dict[str, Any]
@@ -27,11 +29,7 @@ class Check(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        if self.measured is None:
-            return "not measured"
-        if self.met:
-            return "met"
-        return f"missed by {100 * (1 - self.measured / self.wanted):.0f} %"
+        return verdict(self.measured, self.wanted)
 
 
 def rows_of(results: Results, *groups: str) -> list[Row]:
@@ -167,11 +165,6 @@ def checks(results: Results) -> dict[str, list[Check]]:
 
 
 # --- tables ---
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _number(value: float | None, wanted: float) -> str:

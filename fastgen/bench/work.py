@@ -84,11 +84,38 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         name = func.name().split(".")[0]
         if name in PRODUCTS:
-            self.operations += int(flop_registry[func.overloadpacket](*args, out_val=result))
+            self.operations += PRODUCTS[name](func, args, result)
             self.numbers += sum(map(Tensor.numel, tensors_in([list(args), result])))
         return result
 
 
-PRODUCTS = (
-    "aten::convolution", "aten::convolution_backward", "aten::mm", "aten::addmm", "aten::bmm",
-)  # fmt: skip
+def _matrices(func: Any, args: Any, result: Any) -> int:
+    return int(flop_registry[func.overloadpacket](*args, out_val=result))
+
+
+def _convolution(func: Any, args: Any, result: Any) -> int:
+    transposed = args[6]
+    return _of_convolution(args[1], args[0] if transposed else result)
+
+
+def _convolution_backward(func: Any, args: Any, result: Any) -> int:
+    grad, source, weight = args[:3]
+    transposed, asked = args[7], args[10]
+    return int(sum(asked[:2])) * _of_convolution(weight, source if transposed else grad)
+
+
+def _of_convolution(weight: Tensor, smaller: Tensor) -> int:
+    """Two for each number of the weight, which holds every pair of channels that meets, at each
+    place of the smaller map."""
+    return 2 * weight.numel() * len(smaller) * smaller.shape[2:].numel()
+
+
+# PyTorch's own formula for convolution_backward ignores groups.
+PRODUCTS: dict[str, Callable[[Any, Any, Any], int]] = {
+    "aten::convolution": _convolution,
+    "aten::convolution_backward": _convolution_backward,
+    "aten::mm": _matrices,
+    "aten::addmm": _matrices,
+    "aten::bmm": _matrices,
+}
+"""The operators that are counted, and from (operator, arguments, result) to operations."""
