@@ -12,8 +12,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from critics import CRITICS, DTYPES, LAYOUTS, compiled_penalty_step, pair, penalty_step
+from critics import CRITICS, compiled_penalty_step, pair, penalty_step
 from pytest_benchmark.fixture import BenchmarkFixture
+
+from fastgen.bench.rungs import DTYPES, LAYOUTS
 
 
 def eager_step(name: str, dtype: torch.dtype, layout: torch.memory_format) -> Callable[[], None]:

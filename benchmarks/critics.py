@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastgen.bench.steps import compiled_penalty
 from fastgen.nn import ConvLeakyReLU2d, LinearLeakyReLU
 
 
@@ -34,10 +35,6 @@ CRITICS = {
     # Gulrajani et al. 2017, the CIFAR-10 critic without residual blocks: 5x5, stride 2, width 128.
     "wgan-gp-32": Critic(kernel=5, padding=2, widths=(128, 256, 512), image_size=32, batch_size=32),
 }
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def build(name: str, *, fused: bool) -> nn.Sequential:
@@ -90,9 +87,7 @@ def penalty_step(critic: nn.Module, images: Tensor) -> None:
 
 def compiled_penalty_step(critic: torch.nn.Module, images: torch.Tensor) -> Callable[[], None]:
     """The whole penalty compiled; it needs the images to require a gradient from outside."""
-    torch._dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]
-
-    compiled = torch.compile(partial(_penalty_at, critic))
+    compiled = compiled_penalty(partial(_penalty_at, critic))
 
     def step() -> None:
         critic.zero_grad()

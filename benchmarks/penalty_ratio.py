@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -20,8 +18,6 @@ from pathlib import Path
 import torch
 from critics import (
     CRITICS,
-    DTYPES,
-    LAYOUTS,
     compiled_penalty_step,
     pair,
     penalty,
@@ -29,19 +25,8 @@ from critics import (
 )
 
 from fastgen.bench.machine import describe
-
-
-def interleaved_medians(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median process time of each step in milliseconds; the steps take turns in every round."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():  # warm-up: caches, oneDNN primitives, compilation
-        step(), step()
-    for _ in range(rounds):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            times[name].append(1e3 * (time.process_time() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+from fastgen.bench.rungs import DTYPES, LAYOUTS
+from fastgen.bench.timing import measure
 
 
 def largest_difference(
@@ -80,7 +65,8 @@ def main() -> None:
                 }
                 if options.compile:
                     steps["compiled"] = compiled_penalty_step(pair(name, dtype, layout)[0], images)
-                medians = interleaved_medians(steps, options.rounds)
+                times = measure(steps, device="cpu", rounds=options.rounds)
+                medians = {step: 1e3 * found.median_s for step, found in times.items()}
                 row = {
                     "critic": name,
                     "dtype": dtype_name,

@@ -48,7 +48,10 @@ def machine(device: torch.device | str) -> dict[str, Any]:
 
 
 def clocks(device: torch.device | str) -> dict[str, float]:
-    """MHz, degrees and watts that nvidia-smi reads now; empty where it is not to be had."""
+    """MHz, degrees Celsius and watts that nvidia-smi reads now, by the names in `CLOCKS`.
+
+    Empty where it is not to be had, and entries are missing that it does not know.
+    """
     read = _nvidia_smi(torch.device(device), list(CLOCKS))
     found = {}
     for field, name in CLOCKS.items():
@@ -71,7 +74,10 @@ def _nvidia_smi(device: torch.device, fields: Sequence[str]) -> dict[str, str]:
 
 
 def cache_bytes(device: torch.device | str) -> int:
-    """The last-level cache: L2 of a CUDA device, the largest cache of a CPU (32 MiB if unknown)."""
+    """The bytes of the last-level cache: L2 of a CUDA device, the largest cache of a CPU.
+
+    32 MiB where a CPU does not say.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)

@@ -50,8 +50,8 @@ class Ladder:
     """One climb: the device, how long it may take, and what it found.
 
     Attributes:
-        seconds: after them no subject is begun, and nothing is compiled that would not be done by
-            then; None: however long it takes.
+        seconds: no subject is begun and nothing compiled that would not be done by then; None:
+            however long it takes.
         say: takes a line about how far it is.
         save: takes the results after every subject.
     """
@@ -84,7 +84,7 @@ class Ladder:
             self.say("ceilings: a copy and matrix products")
             results["ceilings"] = ceilings(self.device, tiny=self.tiny)
             while waiting:
-                if end is not None and time.monotonic() > end:
+                if end is not None and time.monotonic() + RESERVE[waiting[0].kind] > end:
                     results["skipped"] = [subject.name for subject in waiting]
                     break
                 subject = waiting.pop(0)

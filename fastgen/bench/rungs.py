@@ -66,6 +66,12 @@ def _installed(*packages: str) -> Callable[[torch.device], str | None]:
     return missing
 
 
+def _onnxruntime(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return "ONNX Runtime is compared on a CPU only"
+    return _installed("onnxruntime", "onnx", "onnxscript")(device)
+
+
 def _always(device: torch.device) -> str | None:
     return None
 
@@ -81,7 +87,7 @@ WAYS: dict[str, Callable[[torch.device], str | None]] = {
     "compile penalty": _always,
     "fastgen": _always,
     "captured": _on_cuda,
-    "onnxruntime": _installed("onnxruntime", "onnx", "onnxscript"),
+    "onnxruntime": _onnxruntime,
     "jax": _installed("jax"),
 }
 """Why a way cannot run on a device, in one line; None when it can."""

@@ -7,6 +7,7 @@ rung of the ladder.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -166,10 +167,19 @@ CPU_SET_BYTES = 32 << 20
 def over_sets(
     function: Callable[..., Any], make: Callable[[], tuple[Any, ...]], device: torch.device
 ) -> Candidate:
-    """The function on one set of arguments after the other, so that a cache holds none of them."""
+    """The function on one set of arguments after the other, so that a cache holds none of them.
+
+    As many results stay alive as there are sets: they rotate through memory like the arguments.
+    """
     least = None if device.type == "cuda" else CPU_SET_BYTES
-    sets = itertools.cycle(rotating(make, device, least_bytes=least))
-    return lambda: function(*next(sets))
+    sets = rotating(make, device, least_bytes=least)
+    turns, results = itertools.cycle(sets), deque[Any](maxlen=len(sets))
+
+    def call() -> Any:
+        results.append(function(*next(turns)))
+        return results[-1]
+
+    return call
 
 
 # --- training steps ---

@@ -263,7 +263,10 @@ def convolution_rate(
 
 @contextlib.contextmanager
 def tf32_matrices(allowed: bool) -> Iterator[None]:
-    """float32 matrix products in TF32, or in float32, while it lasts."""
+    """float32 matrix products in TF32, or in float32, while it lasts.
+
+    A setting of the whole process, for CUDA devices; the old one comes back.
+    """
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

@@ -102,6 +102,23 @@ def test_a_peer_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatc
     assert "ONNX Runtime" not in {rung["name"] for rung in row["rungs"]}
 
 
+def test_peers_of_one_kind_of_device_say_so() -> None:
+    cuda = torch.device("cuda")
+    assert rungs.WAYS["onnxruntime"](cuda) == "ONNX Runtime is compared on a CPU only"
+    assert rungs.WAYS["captured"](CPU) == "CUDA graphs need a CUDA device"
+    assert rungs.WAYS["captured"](cuda) is None
+
+
+def test_arguments_and_results_rotate_through_memory() -> None:
+    def make() -> tuple[torch.Tensor]:
+        return (torch.randn(1 << 21),)
+
+    call = subjects.over_sets(lambda x: x + 1, make, CPU)
+    addresses = [call().data_ptr() for _ in range(8)]  # type: ignore[attr-defined]
+    sets = subjects.CPU_SET_BYTES // (4 << 21)
+    assert len(set(addresses[:sets])) == sets > 1
+
+
 def test_a_candidate_that_fails_leaves_the_others() -> None:
     def make(rung: rungs.Rung, device: torch.device) -> Callable[[], torch.Tensor]:
         if rung.dtype == "bfloat16":
