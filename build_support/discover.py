@@ -139,6 +139,31 @@ def find_compiler(settings: Settings) -> Compiler:
     raise BuildError(f"no C++ compiler ({', '.join(names)}) was found; install g++ or set CXX")
 
 
+# What a version of the CPU kernels may use beyond the machine's baseline, each more than the one
+# before; csrc/cpu/capability.h has the same list.
+CPU_VERSIONS = {
+    "portable": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
+               "-mprefer-vector-width=512"),
+}  # fmt: skip
+CPU_VERSIONS["avx512bf16"] = (*CPU_VERSIONS["avx512"], "-mavx512bf16")
+
+
+def cpu_versions(compiler: Compiler) -> tuple[str, ...]:
+    """The versions of the CPU kernels that the compiler can make: on x86-64 as far as it knows the
+    instructions, elsewhere the portable one alone.
+    """
+    found = []
+    for name, flags in CPU_VERSIONS.items():
+        trial = (*compiler.command, *flags, "-fsyntax-only", "-x", "c++", os.devnull)
+        on_x86 = os.uname().machine in ("x86_64", "AMD64")
+        if flags and not (on_x86 and _run(trial) is not None):
+            break
+        found.append(name)
+    return tuple(found)
+
+
 def find_cuda() -> Cuda:
     """The CUDA toolkit: of $CUDA_HOME or $CUDA_PATH, else of the nvcc in PATH.
 

@@ -20,6 +20,10 @@ TARGET = "0x020b000000000000"
 HOPPER = "90a"
 
 CXX_FLAGS = ("-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+# Of the CPU kernels. Nobody asks for errno or floating-point traps, and without them roots and
+# choices vectorize; a product and a sum are one rounding only where the formula says so, and so the
+# same in every version.
+CPU_FLAGS = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 NVCC_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden")
 CUTLASS_FLAGS = ("--expt-relaxed-constexpr", "-DNDEBUG")
 NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
@@ -35,6 +39,7 @@ class Parts:
     torch: Torch
     pybind11: Headers
     compiler: Compiler
+    cpu_versions: tuple[str, ...] = ("portable",)
     cuda: Cuda | None = None
     architectures: tuple[Architecture, ...] = ()
     cutlass: Headers | None = None
@@ -106,7 +111,8 @@ def survey(settings: Settings) -> Parts:
         raise BuildError(f"compiled kernels are built on Linux only, and this is {sys.platform}")
     torch = discover.find_torch(settings.torch)
     compiler = discover.find_compiler(settings)
-    parts = Parts(torch, discover.find_pybind11(torch), compiler)
+    pybind11 = discover.find_pybind11(torch)
+    parts = Parts(torch, pybind11, compiler, discover.cpu_versions(compiler))
     if settings.mode == "cpu" or not settings.architectures:
         asked = "FASTGEN_BUILD=cpu" if settings.mode == "cpu" else "FASTGEN_CUDA_ARCHS=none"
         return _without_cuda(parts, f"{asked} left CUDA out; install again without it")
@@ -137,6 +143,7 @@ def compile_module(root: Path, settings: Settings, parts: Parts) -> Built:
     maker = _Maker(root, folder, parts, *flags, bool(settings.cxx))
 
     host = [maker.cxx(source) for source in maker.host_sources()]
+    host += [maker.cpu(s, version) for s in maker.cpu_sources() for version in parts.cpu_versions]
     device = [maker.nvcc(source) for source in maker.cuda_sources()]
     # The slowest first, so that none of them is left running alone at the end.
     device.sort(key=lambda step: "_sm90" not in step.name)
@@ -175,12 +182,15 @@ class _Maker:
     compiler_chosen: bool
 
     def host_sources(self) -> list[Path]:
-        found = [Path("csrc/module.cpp"), *self._glob("csrc/cpu/*.cpp")]
-        return found + [
+        return [Path("csrc/module.cpp"), Path("csrc/capability.cpp")] + [
             source
             for source in self._glob("csrc/ops/*.cpp")
             if self.parts.cutlass is not None or not _needs_cutlass(source)
         ]
+
+    def cpu_sources(self) -> list[Path]:
+        """The CPU kernels, each of which is compiled once per version."""
+        return self._glob("csrc/cpu/*.cpp")
 
     def cuda_sources(self) -> list[Path]:
         return [
@@ -193,6 +203,7 @@ class _Maker:
     def cxx(self, source: Path) -> Step:
         parts = self.parts
         flags, tools = [*CXX_FLAGS, "-Icsrc", *self.cxx_flags], [parts.compiler.version]
+        flags.append(f"-DFASTGEN_CPU_COUNT={len(parts.cpu_versions)}")
         if source.parent.name == "ops":
             flags += [f"-DTORCH_TARGET_VERSION={TARGET}", *_system([parts.torch.include])]
             flags += ["-DFASTGEN_WITH_CUDA"] if parts.cuda else []
@@ -203,6 +214,13 @@ class _Maker:
             tools += [parts.pybind11.version, platform.python_version()]
         command = (*parts.compiler.command, *flags, "-c", str(source), "-o", "{product}")
         return self._step(source, command, tools)
+
+    def cpu(self, source: Path, version: str) -> Step:
+        """One version of a source of csrc/cpu; see csrc/cpu/capability.h."""
+        flags = [*CXX_FLAGS, *CPU_FLAGS, *discover.CPU_VERSIONS[version], "-Icsrc"]
+        flags += [f"-DFASTGEN_CPU={version}", *self.cxx_flags]
+        command = (*self.parts.compiler.command, *flags, "-c", str(source), "-o", "{product}")
+        return self._step(source, command, [self.parts.compiler.version], version=version)
 
     def nvcc(self, source: Path) -> Step:
         parts = self.parts
@@ -259,7 +277,8 @@ class _Maker:
                 a.code + ("+PTX" if a.ptx else "") for a in parts.architectures
             ),
             "cutlass": parts.cutlass.version if parts.cutlass and hopper else "",
-            "cpu_sources": str(len(self._glob("csrc/cpu/*.cpp"))),
+            "cpu_sources": str(len(self.cpu_sources())),
+            "cpu_versions": ";".join(parts.cpu_versions),
         }
         lines = ['#include "build_information.h"', "", "namespace fastgen {", ""]
         lines += ["const std::vector<BuildFact>& build_facts() {"]
@@ -285,14 +304,21 @@ class _Maker:
         return sorted(path.relative_to(self.root) for path in self.root.glob(pattern))
 
     def _step(
-        self, source: Path, command: tuple[str, ...], tools: list[str], keep: str = ""
+        self,
+        source: Path,
+        command: tuple[str, ...],
+        tools: list[str],
+        keep: str = "",
+        version: str = "",
     ) -> Step:
         files = included(self.root / source, self.root / "csrc")
         contents = [path.read_text() for path in files]
         # csrc/cuda/x.cu and csrc/ops/x.cpp share a stem; what is generated lies outside the tree.
         name = source.stem if source.is_absolute() else "-".join(source.with_suffix("").parts[1:])
+        name += f"-{version}" if version else ""
         key = digest([*tools, *self._anonymous(command), *contents])
         title = source.name if source.is_absolute() else str(source)
+        title += f" for {version}" if version else ""
         return Step(title, self.folder / f"{name}-{key}", "object.o", command, keep)
 
     def _anonymous(self, command: tuple[str, ...]) -> list[str]:

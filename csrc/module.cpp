@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include "build_information.h"
+#include "cpu/capability.h"
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
@@ -58,6 +59,8 @@ py::dict cpu_capability() {
   return has;
 }
 
+const char* cpu_version() { return fastgen::cpu::name_of(fastgen::cpu::capability()); }
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -66,6 +69,8 @@ PYBIND11_MODULE(_C, m) {
         "Versions, compilers and architectures this module was built with, as text.");
   m.def("cpu_capability", &cpu_capability,
         "Vector instruction sets of this CPU: name to whether it has them.");
+  m.def("cpu_version", &cpu_version,
+        "Which version of the CPU kernels runs in this process; FASTGEN_CPU may lower it.");
   m.def("cuda_kernels", &cuda_kernels,
         "Each CUDA kernel for each architecture: registers, shared memory, stack and spills.");
 }

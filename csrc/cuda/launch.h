@@ -1,23 +1,19 @@
 // What kernels and launchers share, free of torch and, on the host, of CUDA headers.
 //
 // Kernel bodies are written once and compiled twice: by nvcc for the device, and by an ordinary
-// C++ compiler for the tests, which run the same body for every thread index. So the 16-bit types
-// are ours, and their conversions exist on both sides.
+// C++ compiler for the tests, which run the same body for every thread index.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
+#include "elements.h"
 #include "formulas.h"
 
 #if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #endif
-
-#define FASTGEN_HD FASTGEN_FORMULA
 
 #if defined(__CUDACC__)
 #define FASTGEN_PRAGMA(text) _Pragma(#text)
@@ -29,79 +25,6 @@
 #endif
 
 namespace fastgen {
-
-enum class Dtype { float32, bfloat16, float16 };
-
-struct BFloat16 {
-  std::uint16_t bits;
-};
-struct Float16 {
-  std::uint16_t bits;
-};
-
-// ------------------------------------------------------------------------------------ conversions
-
-FASTGEN_HD float to_float(float value) { return value; }
-
-FASTGEN_HD float to_float(BFloat16 value) {
-  return float_of(static_cast<std::uint32_t>(value.bits) << 16);
-}
-
-FASTGEN_HD float to_float(Float16 value) {
-#if defined(__CUDA_ARCH__)
-  return __half2float(__ushort_as_half(value.bits));
-#else
-  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
-  const std::uint32_t exponent = (value.bits >> 10) & 0x1fu;
-  const std::uint32_t fraction = value.bits & 0x3ffu;
-  if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  if (exponent == 31) return float_of(sign | 0x7f800000u | (fraction << 13));
-  return float_of(sign | ((exponent + 112) << 23) | (fraction << 13));
-#endif
-}
-
-// Rounds to nearest, ties to even; NaN stays NaN; what is too large becomes infinite.
-template <typename T>
-FASTGEN_HD T from_float(float value);
-
-template <>
-FASTGEN_HD float from_float<float>(float value) {
-  return value;
-}
-
-template <>
-FASTGEN_HD BFloat16 from_float<BFloat16>(float value) {
-#if defined(__CUDA_ARCH__)
-  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
-#else
-  const std::uint32_t bits = bits_of(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
-  return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
-#endif
-}
-
-template <>
-FASTGEN_HD Float16 from_float<Float16>(float value) {
-#if defined(__CUDA_ARCH__)
-  return {__half_as_ushort(__float2half_rn(value))};
-#else
-  const std::uint32_t bits = bits_of(value);
-  const std::uint32_t sign = (bits >> 16) & 0x8000u;
-  const std::uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return {0x7fff};
-  if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};
-  if (magnitude < 0x38800000u) {
-    // Below 2^-14: adding 0.5 leaves the multiple of 2^-24 that is nearest in the low bits.
-    const std::uint32_t shifted = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
-    return {static_cast<std::uint16_t>(sign | shifted)};
-  }
-  const std::uint32_t rounded = magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u);
-  return {static_cast<std::uint16_t>(sign | (rounded >> 13))};
-#endif
-}
 
 // ---------------------------------------------------------------------------------- wide accesses
 
@@ -193,10 +116,6 @@ inline bool is_aligned(const void* pointer, std::size_t bytes) {
 }
 
 // ---------------------------------------------------------------------------------------- indices
-
-FASTGEN_HD constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // Division of numbers below 2^31 by a divisor known to the launcher, as a multiplication and a
 // shift [Granlund, Montgomery, "Division by invariant integers using multiplication", PLDI 1994]:

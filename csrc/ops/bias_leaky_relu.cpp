@@ -1,5 +1,6 @@
 // Operators: bias + leaky ReLU, and its mask with and without the gradient of the bias.
 
+#include "cpu/bias_leaky_relu.h"
 #include "cuda/bias_leaky_relu.h"
 
 #include "ops/common.h"
@@ -17,8 +18,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
       "-> (Tensor, Tensor)");
 }
 
-#ifdef FASTGEN_WITH_CUDA
-
 // A namespace of their own: the formulas have some of the same names.
 namespace fastgen::operators {
 namespace {
@@ -29,38 +28,6 @@ ChannelView view_of(const Tensor& tensor, const char* name, bool per_channel) {
   STD_TORCH_CHECK(is_dense(tensor), name,
                   " must be contiguous or channels_last; call .contiguous() first");
   return {1, 1, tensor.numel(), false};
-}
-
-cuda::BiasLeakyReluCall call_of(const Tensor& input, const char* name,
-                                const std::optional<Tensor>& shift, const char* shift_name,
-                                const Tensor& result, double negative_slope, bool per_channel) {
-  check_negative_slope(negative_slope);
-  cuda::BiasLeakyReluCall call{};
-  call.dtype = dtype_of(input, name);
-  const ChannelView view = view_of(input, name, per_channel || shift.has_value());
-  if (shift.has_value()) check_per_channel(*shift, shift_name, view.channels, input, name);
-  call.input = input.const_data_ptr();
-  call.shift = data_or_null(shift);
-  call.result = result.mutable_data_ptr();
-  call.outer = view.outer;
-  call.channels = view.channels;
-  call.inner = view.inner;
-  call.slope = static_cast<float>(negative_slope);
-  return call;
-}
-
-Tensor bias_leaky_relu(Tensor input, std::optional<Tensor> bias, double negative_slope) {
-  const OnDeviceOf guard(input);
-  Tensor result = torch::stable::empty_like(input);
-  const auto call = call_of(input, "input", bias, "bias", result, negative_slope, false);
-  check_launch(cuda::bias_leaky_relu(call, current_cuda_stream(input)));
-  return result;
-}
-
-void bias_leaky_relu_(Tensor input, std::optional<Tensor> bias, double negative_slope) {
-  const OnDeviceOf guard(input);
-  const auto call = call_of(input, "input", bias, "bias", input, negative_slope, false);
-  check_launch(cuda::bias_leaky_relu(call, current_cuda_stream(input)));
 }
 
 // A gradient may arrive in another order of memory than the output has (behind a flatten, say):
@@ -77,51 +44,131 @@ Tensor in_layout_of(const Tensor& grad, const Tensor& output) {
   return grad;
 }
 
-Tensor leaky_relu_mask(Tensor grad, std::optional<Tensor> shift, Tensor output,
-                       double negative_slope) {
-  const OnDeviceOf guard(grad);
-  const Tensor input = in_layout_of(grad, output);
-  Tensor result = torch::stable::empty_like(output);
-  auto call = call_of(input, "grad", shift, "shift", result, negative_slope, false);
-  call.output = output.const_data_ptr();
-  check_launch(cuda::bias_leaky_relu(call, current_cuda_stream(grad)));
+struct OnCpu {
+  using Call = cpu::BiasLeakyReluCall;
+  explicit OnCpu(const Tensor&) {}
+
+  void run(Call& call, const Tensor& like) const {
+    call.plan = cpu::bias_plan(call.outer, call.channels, call.inner);
+    Tensor workspace;
+    if (call.sum != nullptr) {
+      workspace = torch::stable::new_empty(like, {call.plan.partials}, wide_type(like));
+      call.partials = workspace.mutable_data_ptr();
+    }
+    run_pieces(cpu::bias_leaky_relu_kernel(), call, call.plan.pieces, call.plan.piece_elements);
+    if (call.sum == nullptr) return;
+    run_pieces(cpu::bias_leaky_relu_sum_kernel(), call, call.channels,
+               call.plan.partials / (call.channels + 1));
+  }
+};
+
+#ifdef FASTGEN_WITH_CUDA
+struct OnCuda {
+  using Call = cuda::BiasLeakyReluCall;
+  explicit OnCuda(const Tensor& tensor) : guard(tensor) {}
+
+  void run(Call& call, const Tensor& like) const {
+    Tensor workspace;
+    if (call.sum != nullptr) {
+      workspace =
+          torch::stable::new_empty(like, {cuda::partial_sums_size(call)}, ScalarType::Float);
+      call.partials = static_cast<float*>(workspace.mutable_data_ptr());
+    }
+    check_launch(cuda::bias_leaky_relu(call, current_cuda_stream(like)));
+  }
+
+  OnDeviceOf guard;
+};
+#endif
+
+template <typename Call>
+Call call_of(const Tensor& input, const char* name, const std::optional<Tensor>& shift,
+             const char* shift_name, const Tensor& result, double negative_slope,
+             bool per_channel) {
+  check_negative_slope(negative_slope);
+  Call call{};
+  call.dtype = dtype_of(input, name);
+  const ChannelView view = view_of(input, name, per_channel || shift.has_value());
+  if (shift.has_value()) check_per_channel(*shift, shift_name, view.channels, input, name);
+  call.input = input.const_data_ptr();
+  call.shift = data_or_null(shift);
+  call.result = result.mutable_data_ptr();
+  call.outer = view.outer;
+  call.channels = view.channels;
+  call.inner = view.inner;
+  call.slope = static_cast<decltype(call.slope)>(negative_slope);
+  return call;
+}
+
+template <typename On>
+Tensor bias_leaky_relu(Tensor input, std::optional<Tensor> bias, double negative_slope) {
+  using Call = typename On::Call;
+  const On device(input);
+  Tensor result = torch::stable::empty_like(input);
+  auto call = call_of<Call>(input, "input", bias, "bias", result, negative_slope, false);
+  device.run(call, input);
   return result;
 }
 
-void leaky_relu_mask_(Tensor grad, std::optional<Tensor> shift, Tensor output,
-                      double negative_slope) {
-  const OnDeviceOf guard(grad);
-  check_twin(output, "output", grad, "grad");
-  auto call = call_of(grad, "grad", shift, "shift", grad, negative_slope, false);
-  call.output = output.const_data_ptr();
-  check_launch(cuda::bias_leaky_relu(call, current_cuda_stream(grad)));
+template <typename On>
+void bias_leaky_relu_(Tensor input, std::optional<Tensor> bias, double negative_slope) {
+  using Call = typename On::Call;
+  const On device(input);
+  auto call = call_of<Call>(input, "input", bias, "bias", input, negative_slope, false);
+  device.run(call, input);
 }
 
-std::tuple<Tensor, Tensor> leaky_relu_mask_sum(Tensor grad, std::optional<Tensor> shift,
-                                               Tensor output, double negative_slope) {
-  const OnDeviceOf guard(grad);
+template <typename On>
+Tensor leaky_relu_mask(Tensor grad, std::optional<Tensor> shift, Tensor output,
+                       double negative_slope) {
+  using Call = typename On::Call;
+  const On device(grad);
   const Tensor input = in_layout_of(grad, output);
   Tensor result = torch::stable::empty_like(output);
-  auto call = call_of(input, "grad", shift, "shift", result, negative_slope, true);
+  auto call = call_of<Call>(input, "grad", shift, "shift", result, negative_slope, false);
+  call.output = output.const_data_ptr();
+  device.run(call, grad);
+  return result;
+}
+
+template <typename On>
+void leaky_relu_mask_(Tensor grad, std::optional<Tensor> shift, Tensor output,
+                      double negative_slope) {
+  using Call = typename On::Call;
+  const On device(grad);
+  check_twin(output, "output", grad, "grad");
+  auto call = call_of<Call>(grad, "grad", shift, "shift", grad, negative_slope, false);
+  call.output = output.const_data_ptr();
+  device.run(call, grad);
+}
+
+template <typename On>
+std::tuple<Tensor, Tensor> leaky_relu_mask_sum(Tensor grad, std::optional<Tensor> shift,
+                                               Tensor output, double negative_slope) {
+  using Call = typename On::Call;
+  const On device(grad);
+  const Tensor input = in_layout_of(grad, output);
+  Tensor result = torch::stable::empty_like(output);
+  auto call = call_of<Call>(input, "grad", shift, "shift", result, negative_slope, true);
   call.output = output.const_data_ptr();
   Tensor sum = torch::stable::new_empty(grad, {call.channels});
   call.sum = sum.mutable_data_ptr();
-  Tensor workspace =
-      torch::stable::new_empty(grad, {cuda::partial_sums_size(call)}, ScalarType::Float);
-  call.partials = static_cast<float*>(workspace.mutable_data_ptr());
-  check_launch(cuda::bias_leaky_relu(call, current_cuda_stream(grad)));
+  device.run(call, grad);
   return {result, sum};
 }
 
 }  // namespace
 }  // namespace fastgen::operators
 
-STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) {
-  m.impl("bias_leaky_relu", TORCH_BOX(&fastgen::operators::bias_leaky_relu));
-  m.impl("bias_leaky_relu_", TORCH_BOX(&fastgen::operators::bias_leaky_relu_));
-  m.impl("leaky_relu_mask", TORCH_BOX(&fastgen::operators::leaky_relu_mask));
-  m.impl("leaky_relu_mask_", TORCH_BOX(&fastgen::operators::leaky_relu_mask_));
-  m.impl("leaky_relu_mask_sum", TORCH_BOX(&fastgen::operators::leaky_relu_mask_sum));
-}
+#define FASTGEN_IMPLEMENT(m, On)                                                          \
+  m.impl("bias_leaky_relu", TORCH_BOX(&fastgen::operators::bias_leaky_relu<On>));         \
+  m.impl("bias_leaky_relu_", TORCH_BOX(&fastgen::operators::bias_leaky_relu_<On>));       \
+  m.impl("leaky_relu_mask", TORCH_BOX(&fastgen::operators::leaky_relu_mask<On>));         \
+  m.impl("leaky_relu_mask_", TORCH_BOX(&fastgen::operators::leaky_relu_mask_<On>));       \
+  m.impl("leaky_relu_mask_sum", TORCH_BOX(&fastgen::operators::leaky_relu_mask_sum<On>))
 
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) { FASTGEN_IMPLEMENT(m, fastgen::operators::OnCpu); }
+
+#ifdef FASTGEN_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) { FASTGEN_IMPLEMENT(m, fastgen::operators::OnCuda); }
 #endif

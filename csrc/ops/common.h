@@ -19,7 +19,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "cuda/launch.h"
+#include "dtype.h"
 
 namespace fastgen {
 
@@ -36,8 +36,12 @@ inline Dtype dtype_of(const Tensor& tensor, const char* name) {
       return Dtype::bfloat16;
     case ScalarType::Half:
       return Dtype::float16;
+    case ScalarType::Double:
+      if (!tensor.is_cuda()) return Dtype::float64;
+      [[fallthrough]];
     default:
-      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16 (got ",
+      STD_TORCH_CHECK(false, name, " must be float32, bfloat16",
+                      tensor.is_cuda() ? " or float16 (got " : ", float16 or float64 (got ",
                       torch::headeronly::toString(tensor.scalar_type()), ")");
   }
   return Dtype::float32;  // not reached: the check above throws
@@ -147,6 +151,30 @@ inline void check_negative_slope(double negative_slope) {
 // The data pointer of an optional tensor: nullptr where there is none.
 inline const void* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+// ------------------------------------------------------------------------------------------- CPU
+
+// Elements that a thread should have, torch's own measure: below it another thread does not pay.
+constexpr std::int64_t kGrain = 32768;
+
+// Runs a CPU kernel over its pieces, of about `piece_elements` elements each, on torch's threads.
+template <typename Call>
+void run_pieces(void (*kernel)(const Call&, std::int64_t, std::int64_t), const Call& call,
+                std::int64_t pieces, std::int64_t piece_elements) {
+  const std::int64_t grain = piece_elements >= kGrain ? 1 : kGrain / (piece_elements + 1) + 1;
+  if (pieces <= grain) {
+    kernel(call, 0, pieces);
+    return;
+  }
+  torch::stable::parallel_for(
+      0, pieces, grain,
+      [&](std::int64_t begin, std::int64_t end) { kernel(call, begin, end); });
+}
+
+// The type that a CPU kernel computes in.
+inline ScalarType wide_type(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // ------------------------------------------------------------------------------------------ CUDA

@@ -4,7 +4,7 @@ Each has a twin of the same name in `fastgen.ops.reference`, a plain composition
 functions.
 """
 
-from . import compiled_kernels, reference, torch_kernels, triton_kernels
+from . import compiled_kernels, cpu_kernels, reference, torch_kernels, triton_kernels
 from .backend import BackendUnavailable
 from .bias_leaky_relu import bias_leaky_relu
 from .conv2d_bias_leaky_relu import conv2d_bias_leaky_relu
@@ -21,4 +21,4 @@ __all__ = [
     "reparameterize_kl",
 ]
 
-del compiled_kernels, torch_kernels, triton_kernels  # imported to enter their kernels
+del compiled_kernels, cpu_kernels, torch_kernels, triton_kernels  # imported to enter their kernels

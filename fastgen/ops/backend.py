@@ -65,8 +65,8 @@ def _missing_triton() -> str | None:
     return "torch sees no CUDA device"
 
 
-def _no_cpu_kernels_yet() -> str | None:
-    return "there are no C++ kernels for the CPU in this version"
+def _missing_cpp() -> str | None:
+    return compiled.missing("cpu")
 
 
 # Triton's interpreter computes on the CPU, for tests and debugging.
@@ -78,7 +78,7 @@ BACKENDS: dict[str, Backend] = {
     for entry in (
         Backend("cuda", "CUDA C++ kernels", frozenset({"cuda"}), _missing_cuda),
         Backend("triton", "Triton kernels", frozenset({"cuda"}), _missing_triton, INTERPRETED),
-        Backend("cpp", "C++ kernels for the CPU", frozenset({"cpu"}), _no_cpu_kernels_yet),
+        Backend("cpp", "C++ kernels for the CPU", frozenset({"cpu"}), _missing_cpp),
         Backend("torch", "plain PyTorch, no compiler needed", None, _always_there),
     )
 }

@@ -8,6 +8,7 @@ to do, for the message of a backend that was asked for by name and for `fastgen 
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -25,9 +26,19 @@ NEVER_BUILT = (
 )
 
 
+CPU_VERSIONS = ("portable", "avx2", "avx512", "avx512bf16")
+"""Versions of the CPU kernels, each needing more of the CPU than the one before."""
+
+
 @cache
 def _module() -> ModuleType | str:
     """The module, loaded when first asked for, or the reason why it is not there."""
+    asked = os.environ.get("FASTGEN_CPU")
+    if asked is not None and asked not in CPU_VERSIONS:
+        allowed = ", ".join(map(repr, CPU_VERSIONS))
+        raise ValueError(
+            f"the environment variable FASTGEN_CPU must be one of {allowed} (got {asked!r})"
+        )
     try:
         module = import_module("fastgen._C")
     except ModuleNotFoundError:
@@ -83,7 +94,8 @@ def build_information() -> dict[str, str]:
     """What the module was built with: versions, compilers, architectures. Empty without a module.
 
     Keys: ``torch_headers``, ``oldest_torch``, ``python``, ``compiler``, ``pybind11``, ``cuda``,
-    ``cuda_architectures``, ``cutlass``, ``cpu_sources``; a part left out has an empty text.
+    ``cuda_architectures``, ``cutlass``, ``cpu_sources``, ``cpu_versions``; a part left out has an
+    empty text.
     """
     loaded = _module()
     return {} if isinstance(loaded, str) else cast("dict[str, str]", loaded.build_information())
@@ -94,6 +106,15 @@ def cpu_capability() -> dict[str, bool]:
     """Vector instruction sets of this CPU by name (``avx2``, ``avx512``, ``neon``, ...)."""
     loaded = _module()
     return {} if isinstance(loaded, str) else cast("dict[str, bool]", loaded.cpu_capability())
+
+
+def cpu_version() -> str:
+    """Which version of the CPU kernels runs in this process, one of `CPU_VERSIONS`: the most that
+    this CPU has and the build made, or less if the environment variable ``FASTGEN_CPU`` says so.
+    Empty without a module.
+    """
+    loaded = _module()
+    return "" if isinstance(loaded, str) else str(loaded.cpu_version())
 
 
 def cuda_kernels() -> list[dict[str, str | int]]:

@@ -7,7 +7,8 @@ one pass over its output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from .convolution import Activation
 from .geometry import Geometry
 from .layouts import is_dense, ordered_like, same_order
-from .routing import offer
+from .routing import always, offer
 from .torch_kernels import TorchConvolution, activate_
 
 aten = torch.ops.aten
@@ -185,14 +186,20 @@ def _rows_apart(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and (len(tensor) <= 1 or tensor.stride(0) >= expected)
 
 
-def computes(*arguments: Any) -> bool:
-    """Whether the operators take these tensors: their dtypes, and something to compute."""
+def computes(dtypes: Collection[torch.dtype], *arguments: Any) -> bool:
+    """Whether operators of these dtypes take these tensors."""
     operands = [a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
-    return operands[0].dim() > 0 and operands[0].dtype in DTYPES
+    return operands[0].dim() > 0 and operands[0].dtype in dtypes
 
 
 def offer_fused(
-    kernels: FusedKernels, mark: str, backends: Iterable[str], *, also_plain: Iterable[str]
+    kernels: FusedKernels,
+    mark: str,
+    backends: Iterable[str],
+    *,
+    also_plain: Iterable[str],
+    dtypes: Collection[torch.dtype] = DTYPES,
+    expected: Mapping[str, Callable[..., bool]] | None = None,
 ) -> None:
     """Enter the passes as candidates.
 
@@ -200,44 +207,33 @@ def offer_fused(
         mark: of the candidates' names.
         backends: that the operators belong to.
         also_plain: passes of convolutions that these backends leave to PyTorch.
+        dtypes: that the operators take.
+        expected: whether a candidate should win unmeasured (see `Candidate`), by kind:
+            ``"activation"``, ``"mask"``, ``"mask_sum"``, ``"noise"`` and ``"convolution"``. A kind
+            that is not named should.
     """
-    backends = list(backends)
-    bias = ["bias_leaky_relu"]
+    bias = ("bias_leaky_relu",)
+    every = (*bias, *CONVOLUTIONS)
+    noise = ("reparameterize",)
     one_pass = f"one pass ({mark})"
-    every = [*bias, *CONVOLUTIONS]
-    offer(one_pass, backends, bias, ["forward"], kernels.bias_leaky_relu, fits=computes)
-    offer(one_pass, backends, every, ["mask"], kernels.mask, fits=computes)
-    offer(one_pass, backends, every, ["mask_sum"], kernels.mask_sum, fits=computes)
-    noise: dict[str, Callable[..., Any]] = {
-        "forward": kernels.reparameterize,
-        "forward_kl": kernels.reparameterize_kl,
-        "scaled_noise": kernels.scaled_noise,
-        "backward": kernels.reparameterize_backward,
-    }
-    for pass_, run in noise.items():
-        offer(one_pass, backends, ["reparameterize"], [pass_], run, fits=computes)
-    offer(
-        f"convolution + epilogue ({mark})",
-        backends,
-        CONVOLUTIONS,
-        ["forward"],
-        kernels.convolution,
-        fits=computes,
-    )
-    offer(
-        f"convolution + mask ({mark})",
-        backends,
-        CONVOLUTIONS,
-        ["masked_forward"],
-        kernels.masked_convolution,
-        fits=computes,
-    )
+    epilogue, masked = f"convolution + epilogue ({mark})", f"convolution + mask ({mark})"
+    entries: list[tuple[str, str, tuple[str, ...], str, Callable[..., Any]]] = [
+        # kind, name, operations, pass, what computes it
+        ("activation", one_pass, bias, "forward", kernels.bias_leaky_relu),
+        ("mask", one_pass, every, "mask", kernels.mask),
+        ("mask_sum", one_pass, every, "mask_sum", kernels.mask_sum),
+        ("noise", one_pass, noise, "forward", kernels.reparameterize),
+        ("noise", one_pass, noise, "forward_kl", kernels.reparameterize_kl),
+        ("noise", one_pass, noise, "scaled_noise", kernels.scaled_noise),
+        ("noise", one_pass, noise, "backward", kernels.reparameterize_backward),
+        ("convolution", epilogue, CONVOLUTIONS, "forward", kernels.convolution),
+        ("convolution", masked, CONVOLUTIONS, "masked_forward", kernels.masked_convolution),
+    ]
     for pass_ in also_plain:
+        plain = getattr(TorchConvolution, pass_)
+        entries.append(("convolution", "plain convolution", CONVOLUTIONS, pass_, plain))
+    backends, fits, wins = list(backends), partial(computes, frozenset(dtypes)), expected or {}
+    for kind, name, operations, pass_, run in entries:
         offer(
-            "plain convolution",
-            backends,
-            CONVOLUTIONS,
-            [pass_],
-            getattr(TorchConvolution, pass_),
-            fits=computes,
+            name, backends, operations, [pass_], run, fits=fits, expected=wins.get(kind, always)
         )

@@ -29,7 +29,8 @@ from .geometry import Geometry
 from .route_table import Route, table_of
 
 
-def _always(*_: Any) -> bool:
+def always(*_: Any) -> bool:
+    """Of a candidate that always fits, or always should win."""
     return True
 
 
@@ -50,7 +51,7 @@ class Candidate:
     backends: frozenset[str]
     fits: Callable[..., bool]
     run: Callable[..., Any]
-    expected: Callable[..., bool] = _always
+    expected: Callable[..., bool] = always
 
 
 _CONVOLUTION = (
@@ -82,8 +83,8 @@ def offer(
     passes: Iterable[str],
     run: Callable[..., Any],
     *,
-    fits: Callable[..., bool] = _always,
-    expected: Callable[..., bool] = _always,
+    fits: Callable[..., bool] = always,
+    expected: Callable[..., bool] = always,
 ) -> None:
     """Enter a candidate for every pass of every operation named."""
     candidate = Candidate(name, frozenset(backends), fits, run, expected)
@@ -285,7 +286,7 @@ ROUTERS: dict[str, type[Router]] = {
 }
 for _operation, _router in ROUTERS.items():
     backend.register(_operation, backend.AUTO, _router(_operation))
-    for _name in ("cuda", "triton"):
+    for _name in ("cuda", "triton", "cpp"):
         backend.register(_operation, _name, _router(_operation, [_name]))
 
 

@@ -24,7 +24,11 @@ DTYPES = (*fused_kernels.DTYPES, torch.float64)
 def stand_in(monkeypatch):
     """Backend "cpp" by the stand-in operators, in float64 too."""
     monkeypatch.setattr(routing, "CANDIDATES", {})
-    monkeypatch.setattr(fused_kernels, "DTYPES", DTYPES)
+    offer(DTYPES, monkeypatch)
+
+
+def offer(dtypes, monkeypatch):
+    routing.CANDIDATES.clear()
     entry = backend.BACKENDS["cpp"]
     monkeypatch.setitem(
         backend.BACKENDS,
@@ -38,6 +42,7 @@ def stand_in(monkeypatch):
         "stand-in",
         ["cpp"],
         also_plain=("input_gradient", "weight_gradient"),
+        dtypes=dtypes,
     )
 
 
@@ -148,6 +153,6 @@ def test_reparameterization_through_the_second_order():
 
 
 def test_what_the_operators_cannot_take_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(fused_kernels, "DTYPES", fused_kernels.DTYPES[:3])
+    offer(fused_kernels.DTYPES, monkeypatch)
     with pytest.raises(fastgen.BackendUnavailable, match=r"float64.*use backend='torch'"):
         fastgen.ops.bias_leaky_relu(torch.randn(2, 3, dtype=torch.float64), backend="cpp")
