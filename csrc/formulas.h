@@ -258,4 +258,15 @@ FASTGEN_FORMULA float kl_term(float mu, float logvar) {
   return multiply_add(mu, mu, multiply_add(x.growth, x.growth, 2.0f * x.excess));
 }
 
+// The same in float64, for CPUs alone: there the library's functions are good enough.
+FASTGEN_FORMULA double multiply_add(double a, double b, double c) { return a * b + c; }
+
+FASTGEN_FORMULA double standard_deviation(double logvar) { return exp(0.5 * logvar); }
+
+FASTGEN_FORMULA double expm1_of_logvar(double logvar) { return expm1(logvar); }
+
+FASTGEN_FORMULA double kl_term(double mu, double logvar) {
+  return mu * mu + (expm1(logvar) - logvar);
+}
+
 FASTGEN_END

@@ -3,24 +3,9 @@
 #pragma once
 
 #include "cuda/launch.h"
+#include "noise.h"
 
 namespace fastgen::cuda {
-
-enum class Reparameterization {
-  sample,        // result = mean + exp(logvar / 2) eps
-  sample_kl,     // and kl_n = 1/2 sum(mean^2 + expm1(logvar) - logvar) over the sample
-  scaled_noise,  // result = mean * exp(logvar / 2) eps
-  backward,      // result = grad_z + grad_kl_n mean;
-                 // grad_logvar = (grad_z exp(logvar / 2) eps + grad_kl_n expm1(logvar)) / 2
-};
-
-// Element (n, c, p) of a tensor stands n * sample + c * channel + p * position elements behind its
-// first one. 0 repeats an element.
-struct Strides {
-  std::int64_t sample;
-  std::int64_t channel;
-  std::int64_t position;
-};
 
 // One call; tensors of shape (samples, channels, positions), one dtype, any alignment. eps of an
 // element is that of its row-major index in this shape, wherever it stands in memory.

@@ -130,29 +130,6 @@ inline NoisePlan noise_plan(const ReparameterizeCall& call, int element_size,
 
 // ---------------------------------------------------------------------------------------- element
 
-struct NoiseElement {
-  float result;
-  float grad_logvar;
-  float kl;
-};
-
-// grad_kl is that of the sample; where it is absent (through_kl false) its terms are left out, as 0
-// times an infinite growth would be NaN. grad_z is 0 where it is absent.
-template <Reparameterization kKind>
-FASTGEN_HD NoiseElement noise_element(float mean, float logvar, float grad_z, float grad_kl,
-                                      bool through_kl, float eps) {
-  const float noise = standard_deviation(logvar) * eps;
-  if (kKind == Reparameterization::scaled_noise) return {mean * noise, 0.0f, 0.0f};
-  if (kKind == Reparameterization::backward) {
-    const float through_z = grad_z * noise;
-    if (!through_kl) return {grad_z, 0.5f * through_z, 0.0f};
-    return {fmaf(grad_kl, mean, grad_z),
-            0.5f * fmaf(grad_kl, expm1_of_logvar(logvar), through_z), 0.0f};
-  }
-  const float kl = kKind == Reparameterization::sample_kl ? kl_term(mean, logvar) : 0.0f;
-  return {mean + noise, 0.0f, kl};
-}
-
 // V neighbours in memory at an offset, or those of them from `begin` until `end`; zeros elsewhere.
 template <typename T, int V>
 FASTGEN_HD Pack<T, V> noise_load(const T* tensor, std::int64_t offset, int begin, int end) {
@@ -196,7 +173,7 @@ FASTGEN_HD float noise_vector(const NoiseArguments<T>& a, Offset at, int begin, 
   float grad_logvar[V];
   FASTGEN_UNROLL
   for (int v = 0; v < V; ++v) {
-    const NoiseElement element =
+    const NoiseElement<float> element =
         noise_element<kKind>(to_float(mean.values[v]), to_float(logvar.values[v]),
                              to_float(grad_z.values[v]), grad_kl, a.grad_kl != nullptr, eps[v]);
     result[v] = element.result;

@@ -1,5 +1,6 @@
 // Operators: the reparameterization with and without the divergence, its backward and its tangent.
 
+#include "cpu/reparameterize.h"
 #include "cuda/reparameterize.h"
 
 #include "ops/common.h"
@@ -13,15 +14,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
   m.def("scaled_noise(Tensor scale, Tensor logvar, Tensor seed) -> Tensor");
 }
 
-#ifdef FASTGEN_WITH_CUDA
-
 // A namespace of their own: the formulas have some of the same names.
 namespace fastgen::operators {
 namespace {
-
-using cuda::Reparameterization;
-using cuda::ReparameterizeCall;
-using cuda::Strides;
 
 // A shape (N, C, *) as three extents: samples, channels, and positions, the rest.
 std::int64_t sample_count(const Tensor& tensor) { return tensor.dim() > 0 ? tensor.size(0) : 1; }
@@ -87,16 +82,16 @@ void check_inputs(const Tensor& mu, const char* name, const Tensor& logvar, cons
 }
 
 // Everything of a call but what its kind adds. `mu` and `logvar` are readable.
-ReparameterizeCall call_of(Reparameterization kind, const Tensor& mu, const Tensor& logvar,
-                           const Tensor& seed, const Tensor& target) {
-  ReparameterizeCall call{};
+template <typename Call>
+Call call_of(Reparameterization kind, const Tensor& mu, const Tensor& logvar,
+             const Tensor& target) {
+  Call call{};
   call.kind = kind;
   call.dtype = dtype_of(mu, "mu");
   call.mean = mu.const_data_ptr();
   call.mean_strides = *strides_of(mu);
   call.logvar = logvar.const_data_ptr();
   call.logvar_strides = *strides_of(logvar);
-  call.seed = static_cast<const std::int64_t*>(seed.const_data_ptr());
   call.result = target.mutable_data_ptr();
   call.result_strides = *strides_of(target);
   call.samples = sample_count(mu);
@@ -107,7 +102,8 @@ ReparameterizeCall call_of(Reparameterization kind, const Tensor& mu, const Tens
 
 // Where no sample is told from the next and all memory is in row-major order, the tensor is one
 // long sample: no vector is then shared by two.
-void join_samples(ReparameterizeCall& call) {
+template <typename Call>
+void join_samples(Call& call) {
   const std::int64_t row = call.channels * call.positions;
   for (const Strides* s : {&call.mean_strides, &call.logvar_strides, &call.grad_z_strides,
                            &call.result_strides, &call.grad_logvar_strides}) {
@@ -126,43 +122,105 @@ void join_samples(ReparameterizeCall& call) {
   call.samples = call.positions = 1;
 }
 
+const std::int64_t* value_of(const Tensor& seed) {
+  return static_cast<const std::int64_t*>(seed.const_data_ptr());
+}
+
+struct OnCpu {
+  using Call = cpu::ReparameterizeCall;
+  explicit OnCpu(const Tensor&) {}
+
+  // Of the divergences and their gradient.
+  static ScalarType kl_type(const Tensor& mu) { return wide_type(mu); }
+
+  void run(Call& call, const Tensor& like, const Tensor& seed) const {
+    call.seed = *value_of(seed);
+    if (call.positions == 1) {  // then channels are what is evenly apart
+      for (Strides* s : {&call.mean_strides, &call.logvar_strides, &call.grad_z_strides,
+                         &call.result_strides, &call.grad_logvar_strides}) {
+        s->position = s->channel;
+      }
+      call.positions = call.channels;
+      call.channels = 1;
+    }
+    call.plan = cpu::noise_plan(call);
+    Tensor workspace;
+    const bool sums = call.kl != nullptr && call.plan.chunks > 1;
+    if (sums) {
+      workspace = torch::stable::new_empty(like, {call.plan.pieces}, ScalarType::Double);
+      call.partials = static_cast<double*>(workspace.mutable_data_ptr());
+    }
+    run_pieces(cpu::reparameterize_kernel(), call, call.plan.pieces, kWeight * kPieceElements);
+    if (sums) cpu::reparameterize_sum_kernel()(call, 0, call.samples);
+  }
+
+  // An element costs as much as many of a kernel that only moves memory.
+  static constexpr std::int64_t kPieceElements = cpu::kNoisePiece, kWeight = 4;
+};
+
+#ifdef FASTGEN_WITH_CUDA
+struct OnCuda {
+  using Call = cuda::ReparameterizeCall;
+  explicit OnCuda(const Tensor& tensor) : guard(tensor) {}
+
+  static ScalarType kl_type(const Tensor&) { return ScalarType::Float; }
+
+  void run(Call& call, const Tensor& like, const Tensor& seed) const {
+    call.seed = value_of(seed);
+    Tensor workspace;
+    if (call.kl != nullptr) {
+      workspace =
+          torch::stable::new_empty(like, {cuda::partial_sums_size(call)}, ScalarType::Float);
+      call.partials = static_cast<float*>(workspace.mutable_data_ptr());
+    } else if (call.grad_kl == nullptr) {
+      join_samples(call);
+    }
+    check_launch(cuda::reparameterize(call, current_cuda_stream(like)));
+  }
+
+  OnDeviceOf guard;
+};
+#endif
+
+template <typename On>
 Tensor from_mean(Reparameterization kind, const Tensor& mean, const char* name,
                  const Tensor& like, const Tensor& logvar, const Tensor& seed) {
   check_inputs(mean, name, logvar, seed);
-  const OnDeviceOf guard(mean);
+  const On device(mean);
   const Tensor read_mean = readable(mean), read_logvar = readable(logvar);
   Result result(like);
-  auto call = call_of(kind, read_mean, read_logvar, seed, result.target);
-  join_samples(call);
-  check_launch(cuda::reparameterize(call, current_cuda_stream(mean)));
+  auto call = call_of<typename On::Call>(kind, read_mean, read_logvar, result.target);
+  device.run(call, mean, seed);
   return result.finish();
 }
 
+template <typename On>
 Tensor reparameterize(Tensor mu, Tensor logvar, Tensor seed) {
-  return from_mean(Reparameterization::sample, mu, "mu", mu, logvar, seed);
+  return from_mean<On>(Reparameterization::sample, mu, "mu", mu, logvar, seed);
 }
 
 // In the layout of logvar: the scale is a gradient, which may come in any, or expanded.
+template <typename On>
 Tensor scaled_noise(Tensor scale, Tensor logvar, Tensor seed) {
-  return from_mean(Reparameterization::scaled_noise, scale, "scale", logvar, logvar, seed);
+  return from_mean<On>(Reparameterization::scaled_noise, scale, "scale", logvar, logvar, seed);
 }
 
+template <typename On>
 std::tuple<Tensor, Tensor> reparameterize_kl(Tensor mu, Tensor logvar, Tensor seed) {
   check_inputs(mu, "mu", logvar, seed);
   STD_TORCH_CHECK(mu.dim() > 0, "mu must have shape (N, ...) for one divergence per sample");
-  const OnDeviceOf guard(mu);
+  const On device(mu);
   const Tensor read_mu = readable(mu), read_logvar = readable(logvar);
   Result z(mu);
-  Tensor kl = torch::stable::new_empty(mu, {mu.size(0)}, ScalarType::Float);
-  auto call = call_of(Reparameterization::sample_kl, read_mu, read_logvar, seed, z.target);
-  call.kl = static_cast<float*>(kl.mutable_data_ptr());
-  Tensor workspace =
-      torch::stable::new_empty(mu, {cuda::partial_sums_size(call)}, ScalarType::Float);
-  call.partials = static_cast<float*>(workspace.mutable_data_ptr());
-  check_launch(cuda::reparameterize(call, current_cuda_stream(mu)));
+  Tensor kl = torch::stable::new_empty(mu, {mu.size(0)}, On::kl_type(mu));
+  auto call = call_of<typename On::Call>(Reparameterization::sample_kl, read_mu, read_logvar,
+                                         z.target);
+  call.kl = static_cast<decltype(call.kl)>(kl.mutable_data_ptr());
+  device.run(call, mu, seed);
   return {z.finish(), kl};
 }
 
+template <typename On>
 std::tuple<Tensor, Tensor> reparameterize_backward(std::optional<Tensor> grad_z,
                                                    std::optional<Tensor> grad_kl, Tensor mu,
                                                    Tensor logvar, Tensor seed) {
@@ -174,15 +232,16 @@ std::tuple<Tensor, Tensor> reparameterize_backward(std::optional<Tensor> grad_z,
   }
   if (grad_kl.has_value()) {
     check_same_device(*grad_kl, "grad_kl", mu, "mu");
-    STD_TORCH_CHECK(mu.dim() > 0 && grad_kl->scalar_type() == ScalarType::Float &&
+    STD_TORCH_CHECK(mu.dim() > 0 && grad_kl->scalar_type() == On::kl_type(mu) &&
                         grad_kl->dim() == 1 && grad_kl->size(0) == mu.size(0),
-                    "grad_kl must be float32 of shape (N)");
+                    "grad_kl must be ", torch::headeronly::toString(On::kl_type(mu)),
+                    " of shape (N)");
   }
-  const OnDeviceOf guard(mu);
+  const On device(mu);
   const Tensor read_mu = readable(mu), read_logvar = readable(logvar);
   Result grad_mu(mu), grad_logvar(logvar);
-  auto call =
-      call_of(Reparameterization::backward, read_mu, read_logvar, seed, grad_mu.target);
+  auto call = call_of<typename On::Call>(Reparameterization::backward, read_mu, read_logvar,
+                                         grad_mu.target);
   call.grad_logvar = grad_logvar.target.mutable_data_ptr();
   call.grad_logvar_strides = *strides_of(grad_logvar.target);
   std::optional<Tensor> read_grad_z;
@@ -192,23 +251,25 @@ std::tuple<Tensor, Tensor> reparameterize_backward(std::optional<Tensor> grad_z,
     call.grad_z_strides = *strides_of(*read_grad_z);
   }
   if (grad_kl.has_value()) {
-    call.grad_kl = static_cast<const float*>(grad_kl->const_data_ptr());
+    call.grad_kl = static_cast<decltype(call.grad_kl)>(grad_kl->const_data_ptr());
     call.grad_kl_stride = grad_kl->stride(0);
-  } else {
-    join_samples(call);
   }
-  check_launch(cuda::reparameterize(call, current_cuda_stream(mu)));
+  device.run(call, mu, seed);
   return {grad_mu.finish(), grad_logvar.finish()};
 }
 
 }  // namespace
 }  // namespace fastgen::operators
 
-STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) {
-  m.impl("reparameterize", TORCH_BOX(&fastgen::operators::reparameterize));
-  m.impl("reparameterize_kl", TORCH_BOX(&fastgen::operators::reparameterize_kl));
-  m.impl("reparameterize_backward", TORCH_BOX(&fastgen::operators::reparameterize_backward));
-  m.impl("scaled_noise", TORCH_BOX(&fastgen::operators::scaled_noise));
-}
+#define FASTGEN_IMPLEMENT(m, On)                                                    \
+  m.impl("reparameterize", TORCH_BOX(&fastgen::operators::reparameterize<On>));       \
+  m.impl("reparameterize_kl", TORCH_BOX(&fastgen::operators::reparameterize_kl<On>)); \
+  m.impl("reparameterize_backward",                                                 \
+         TORCH_BOX(&fastgen::operators::reparameterize_backward<On>));                \
+  m.impl("scaled_noise", TORCH_BOX(&fastgen::operators::scaled_noise<On>))
 
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) { FASTGEN_IMPLEMENT(m, fastgen::operators::OnCpu); }
+
+#ifdef FASTGEN_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) { FASTGEN_IMPLEMENT(m, fastgen::operators::OnCuda); }
 #endif

@@ -25,5 +25,5 @@ offer_fused(
     ["cpp"],
     also_plain=("input_gradient", "weight_gradient"),
     dtypes=(*DTYPES, torch.float64),
-    expected={"convolution": _never, "noise": _never},
+    expected={"convolution": _never},
 )

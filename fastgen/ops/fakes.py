@@ -58,7 +58,7 @@ def reparameterize(mu: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
 
 
 def reparameterize_kl(mu: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-    return _like(mu), mu.new_empty(len(mu), dtype=torch.float32)
+    return _like(mu), mu.new_empty(len(mu), dtype=torch.promote_types(mu.dtype, torch.float32))
 
 
 def reparameterize_backward(
