@@ -86,25 +86,33 @@ FASTGEN_FORMULA std::uint32_t high_word(std::uint32_t a, std::uint32_t b) {
   return static_cast<std::uint32_t>((static_cast<std::uint64_t>(a) * b) >> 32);
 }
 
+FASTGEN_FORMULA std::uint32_t low_word(std::uint32_t a, std::uint32_t b) { return a * b; }
+
 // Ten rounds: four random words per counter [Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers:
-// As Easy as 1, 2, 3", SC 2011]. Least significant words first.
-FASTGEN_FORMULA Words philox4x32(Words counter, std::uint32_t key0, std::uint32_t key1) {
-  std::uint32_t c0 = counter.word[0], c1 = counter.word[1];
-  std::uint32_t c2 = counter.word[2], c3 = counter.word[3];
+// As Easy as 1, 2, 3", SC 2011]. Least significant words first. W is a word, or many of them side
+// by side (cpu/lanes.h).
+template <typename W>
+FASTGEN_FORMULA void philox_rounds(W (&c)[4], std::uint32_t key0, std::uint32_t key1) {
 #if defined(__CUDACC__)
 #pragma unroll
+#elif defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {
-    const std::uint32_t high0 = high_word(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
-    const std::uint32_t high1 = high_word(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
-    c0 = high1 ^ c1 ^ key0;
-    c1 = low1;
-    c2 = high0 ^ c3 ^ key1;
-    c3 = low0;
+    const W high0 = high_word(c[0], 0xD2511F53u), low0 = low_word(c[0], 0xD2511F53u);
+    const W high1 = high_word(c[2], 0xCD9E8D57u), low1 = low_word(c[2], 0xCD9E8D57u);
+    c[0] = high1 ^ c[1] ^ key0;
+    c[1] = low1;
+    c[2] = high0 ^ c[3] ^ key1;
+    c[3] = low0;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  return {{c0, c1, c2, c3}};
+}
+
+FASTGEN_FORMULA Words philox4x32(Words counter, std::uint32_t key0, std::uint32_t key1) {
+  philox_rounds(counter.word, key0, key1);
+  return counter;
 }
 
 // The words of elements 4 * group ... 4 * group + 3 under a 64-bit seed.
@@ -220,7 +228,8 @@ FASTGEN_FORMULA float clamp_number(float x, float low, float high) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(result), "f"(low));
   return result;
 #else
-  return x < low ? low : (x > high ? high : x);
+  const float below = high < x ? high : x;  // in this order CPUs have it as one instruction
+  return low > below ? low : below;
 #endif
 }
 

@@ -6,6 +6,7 @@
 
 #include "cpu/reparameterize.h"
 
+#include "cpu/lanes.h"
 #include "cpu/loops.h"
 
 namespace fastgen::cpu::FASTGEN_CPU {
@@ -16,21 +17,36 @@ constexpr int kGroups = 64;  // of four normal numbers, beside each other in vec
 
 // ------------------------------------------------------------------------------------------ noise
 
+// The words of groups first ... first + kGroups - 1; the lower half of each number is one.
+inline void make_words(std::int64_t seed, std::int64_t first, std::uint64_t (&words)[4][kGroups]) {
+#if defined(FASTGEN_LANES)
+  const std::uint64_t key = static_cast<std::uint64_t>(seed);
+  for (int g = 0; g < kGroups; g += Lanes::kCount) {
+    const Lanes count = Lanes::counting(first + g);
+    Lanes word[4] = {count, high_word(count), Lanes{}, Lanes{}};
+    philox_rounds(word, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32));
+    for (int w = 0; w < 4; ++w) word[w].store(words[w] + g);
+  }
+#else
+  for (int g = 0; g < kGroups; ++g) {
+    const Words four = random_words(seed, first + g);
+    for (int w = 0; w < 4; ++w) words[w][g] = four.word[w];
+  }
+#endif
+}
+
 // The noise of elements first ... first + count - 1, of at most kStep: where it begins in `buffer`.
 const float* make_noise(std::int64_t seed, std::int64_t first, int count,
                         float (&buffer)[kStep + 4 * kGroups]) {
-  const std::int64_t group = first / 4;
   const int skipped = static_cast<int>(first % 4);
   for (int at = 0; at < skipped + count; at += 4 * kGroups) {
-    std::uint32_t words[4][kGroups];
-    for (int g = 0; g < kGroups; ++g) {
-      const Words four = random_words(seed, group + at / 4 + g);
-      for (int w = 0; w < 4; ++w) words[w][g] = four.word[w];
-    }
+    std::uint64_t words[4][kGroups];
+    make_words(seed, first / 4 + at / 4, words);
     float* normal = buffer + at;
     for (int g = 0; g < kGroups; ++g) {
-      normal_pair(words[0][g], words[1][g], &normal[4 * g], &normal[4 * g + 1]);
-      normal_pair(words[2][g], words[3][g], &normal[4 * g + 2], &normal[4 * g + 3]);
+      const auto word = [&](int w) { return static_cast<std::uint32_t>(words[w][g]); };
+      normal_pair(word(0), word(1), &normal[4 * g], &normal[4 * g + 1]);
+      normal_pair(word(2), word(3), &normal[4 * g + 2], &normal[4 * g + 3]);
     }
   }
   return buffer + skipped;
@@ -177,9 +193,13 @@ void compute_far(const Operands<float>& o, int count) {
 }
 
 inline bool has_far(const float* logvar, int count) {
-  int far = 0;
-  for (int i = 0; i < count; ++i) far |= !(logvar[i] >= -kFar && logvar[i] <= kFar);
-  return far != 0;
+  // Magnitudes are in the order of their bits, and NaN is above all.
+  std::uint32_t largest = 0;
+  for (int i = 0; i < count; ++i) {
+    const std::uint32_t magnitude = bits_of(logvar[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest > bits_of(kFar);
 }
 inline bool has_far(const double*, int) { return false; }
 

@@ -30,6 +30,13 @@ ChannelView view_of(const Tensor& tensor, const char* name, bool per_channel) {
   return {1, 1, tensor.numel(), false};
 }
 
+// A result, of which every element gets written.
+Tensor result_like(const Tensor& tensor) {
+  Tensor result = torch::stable::empty_like(tensor);
+  prefer_huge_pages(result);
+  return result;
+}
+
 // A gradient may arrive in another order of memory than the output has (behind a flatten, say):
 // then it is copied into the output's, which is the one that what comes next expects.
 Tensor in_layout_of(const Tensor& grad, const Tensor& output) {
@@ -104,7 +111,7 @@ template <typename On>
 Tensor bias_leaky_relu(Tensor input, std::optional<Tensor> bias, double negative_slope) {
   using Call = typename On::Call;
   const On device(input);
-  Tensor result = torch::stable::empty_like(input);
+  Tensor result = result_like(input);
   auto call = call_of<Call>(input, "input", bias, "bias", result, negative_slope, false);
   device.run(call, input);
   return result;
@@ -124,7 +131,7 @@ Tensor leaky_relu_mask(Tensor grad, std::optional<Tensor> shift, Tensor output,
   using Call = typename On::Call;
   const On device(grad);
   const Tensor input = in_layout_of(grad, output);
-  Tensor result = torch::stable::empty_like(output);
+  Tensor result = result_like(output);
   auto call = call_of<Call>(input, "grad", shift, "shift", result, negative_slope, false);
   call.output = output.const_data_ptr();
   device.run(call, grad);
@@ -148,7 +155,7 @@ std::tuple<Tensor, Tensor> leaky_relu_mask_sum(Tensor grad, std::optional<Tensor
   using Call = typename On::Call;
   const On device(grad);
   const Tensor input = in_layout_of(grad, output);
-  Tensor result = torch::stable::empty_like(output);
+  Tensor result = result_like(output);
   auto call = call_of<Call>(input, "grad", shift, "shift", result, negative_slope, true);
   call.output = output.const_data_ptr();
   Tensor sum = torch::stable::new_empty(grad, {call.channels});

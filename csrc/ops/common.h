@@ -6,6 +6,7 @@
 #pragma once
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include <array>
 #include <cstdint>
@@ -170,6 +171,22 @@ void run_pieces(void (*kernel)(const Call&, std::int64_t, std::int64_t), const C
   torch::stable::parallel_for(
       0, pieces, grain,
       [&](std::int64_t begin, std::int64_t end) { kernel(call, begin, end); });
+}
+
+// Asks for huge pages behind a fresh tensor on the CPU. The C library gets what is larger than 32
+// MiB from the system every time, and then the first touch of each page of 4 KiB costs many times
+// what a kernel does with it: 18 ms instead of 1.4 for the 34 MB of a float32 32x64x64x64. Where the
+// system gives huge pages to all or to nobody, this changes nothing.
+inline void prefer_huge_pages(const Tensor& fresh) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
+  const std::int64_t bytes = fresh.numel() * fresh.element_size();
+  if (fresh.is_cuda() || bytes < static_cast<std::int64_t>(2 * kPage)) return;
+  const auto begin = reinterpret_cast<std::uintptr_t>(fresh.mutable_data_ptr());
+  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  const std::uintptr_t last = (begin + bytes) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
 // The type that a CPU kernel computes in.

@@ -60,7 +60,9 @@ struct Result {
       : tensor(torch::stable::empty_like(like)),
         target(strides_of(tensor).has_value()
                    ? tensor
-                   : torch::stable::empty_like(torch::stable::contiguous(like))) {}
+                   : torch::stable::empty_like(torch::stable::contiguous(like))) {
+    prefer_huge_pages(target);
+  }
 
   Tensor finish() {
     if (!strides_of(tensor).has_value()) torch::stable::copy_(tensor, target);

@@ -9,13 +9,14 @@ from torch.autograd import Function
 
 from . import backend as backends
 from . import checks
-from .gradients import channel_sum, mask, mask_sum, wanted
+from .gradients import channel_sum, mask, mask_sum, signed, wanted
 
 
 class BiasLeakyReLU(Function):
     """leaky_relu(input + bias)."""
 
     @staticmethod
+    @signed
     def forward(input: Tensor, bias: Tensor | None, negative_slope: float, kernels: Any) -> Tensor:
         output: Tensor = kernels.forward(input, bias, negative_slope)
         return output

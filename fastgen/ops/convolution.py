@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .geometry import Geometry
-from .gradients import MaskKernels, channel_sum, mask, mask_sum, masked, wanted
+from .gradients import MaskKernels, channel_sum, mask, mask_sum, masked, signed, wanted
 
 Activation = float | Literal["tanh"]
 """The slope of a leaky ReLU (1 is linear), or the bounded end of a generator."""
@@ -79,6 +79,7 @@ class Convolution(Function):
     """
 
     @staticmethod
+    @signed
     def forward(
         input: Tensor,
         weight: Tensor,
@@ -144,6 +145,7 @@ class LayerGradient(Function):
     """
 
     @staticmethod
+    @signed
     def forward(
         grad: Tensor,
         weight: Tensor,
@@ -193,6 +195,7 @@ class InputGradient(Function):
     """dgrad(grad, weight)."""
 
     @staticmethod
+    @signed
     def forward(
         grad: Tensor,
         weight: Tensor,
@@ -224,6 +227,7 @@ class WeightGradient(Function):
     """wgrad(input, grad); `weight` gives the shape and layout and takes no gradient."""
 
     @staticmethod
+    @signed
     def forward(
         input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry, kernels: ConvolutionKernels
     ) -> Tensor:

@@ -165,6 +165,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 
 def _agreeing(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Both in one memory order that the operators take: dense, or rows a constant apart."""
+    if first.is_contiguous() and second.is_contiguous():
+        return first, second
     if not (is_dense(first) or _rows_apart(first)):
         first = first.contiguous()
     if is_dense(first) and first.is_contiguous():

@@ -23,9 +23,11 @@ def same_order(left: Tensor, right: Tensor) -> bool:
     """Whether element i of one memory belongs to element i of the other; strides of dimensions of
     extent 1 say nothing.
     """
-    return left.shape == right.shape and all(
-        extent == 1 or a == b
-        for extent, a, b in zip(left.shape, left.stride(), right.stride(), strict=True)
+    if left.shape != right.shape:
+        return False
+    strides = left.stride(), right.stride()
+    return strides[0] == strides[1] or all(
+        extent == 1 or a == b for extent, a, b in zip(left.shape, *strides, strict=True)
     )
 
 

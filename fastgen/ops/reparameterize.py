@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from . import backend as backends
 from . import checks
-from .gradients import wanted
+from .gradients import signed, wanted
 
 
 class ScaledNoise(Function):
@@ -21,6 +21,7 @@ class ScaledNoise(Function):
     """
 
     @staticmethod
+    @signed
     def forward(scale: Tensor, logvar: Tensor, seed: Tensor, kernels: Any) -> Tensor:
         result: Tensor = kernels.scaled_noise(scale, logvar, seed)
         return result
@@ -47,6 +48,7 @@ class Reparameterize(Function):
     """z = mu + exp(logvar / 2) * eps(seed)."""
 
     @staticmethod
+    @signed
     def forward(mu: Tensor, logvar: Tensor, seed: Tensor, kernels: Any) -> Tensor:
         z: Tensor = kernels.forward(mu, logvar, seed)
         return z
@@ -70,6 +72,7 @@ class ReparameterizeKL(Function):
     """z as above and kl = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar) per sample."""
 
     @staticmethod
+    @signed
     def forward(mu: Tensor, logvar: Tensor, seed: Tensor, kernels: Any) -> tuple[Tensor, Tensor]:
         pair: tuple[Tensor, Tensor] = kernels.forward_kl(mu, logvar, seed)
         return pair
