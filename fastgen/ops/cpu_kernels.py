@@ -1,6 +1,8 @@
 """The compiled CPU kernels as candidates of the router: backend "cpp".
 
-A CPU is not measured, its clock is too noisy: the rule below decides, and it was measured.
+A CPU is not measured while a program runs, its clock is too noisy, and the same program shall give
+the same bits twice. So the written rule decides; docs/cpu.md has the numbers behind it. Asked for by
+name, the backend computes every pass in every dtype.
 """
 
 from __future__ import annotations
@@ -8,15 +10,46 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .compiled_kernels import operators
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
 
 FUSED = FusedKernels(operators)
 
+# What vectorizes. float16 takes twice to four times as long as in PyTorch, which has an instruction
+# for it; float64 is for checking gradients, with PyTorch's own noise to the last digit.
+FAST = frozenset({torch.float32, torch.bfloat16})
+
+LARGE = 4 << 20
+"""Bytes from which a result lies in huge pages (see csrc/ops/common.h): before that one pass of ours
+takes as long as PyTorch's, from there half as long."""
+
 
 def _never(*_: Any) -> bool:
     return False
+
+
+def _large(tensor: Tensor) -> bool:
+    return tensor.numel() * tensor.element_size() >= LARGE
+
+
+def _activation_wins(input: Tensor, bias: Tensor | None, negative_slope: float) -> bool:
+    """With a bias one pass instead of two."""
+    return input.dtype in FAST and (bias is not None or _large(input))
+
+
+def _mask_wins(grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float) -> bool:
+    return output.dtype in FAST and (shift is not None or _large(output))
+
+
+def _mask_sum_wins(grad: Tensor, output: Tensor, negative_slope: float) -> bool:
+    return output.dtype in FAST
+
+
+def _noise_wins(*arguments: Any) -> bool:
+    """Philox by PyTorch's integer operators takes 20 to 40 times as long."""
+    return next(a for a in arguments if isinstance(a, Tensor)).dtype in FAST | {torch.float16}
 
 
 offer_fused(
@@ -25,5 +58,11 @@ offer_fused(
     ["cpp"],
     also_plain=("input_gradient", "weight_gradient"),
     dtypes=(*DTYPES, torch.float64),
-    expected={"convolution": _never},
+    expected={
+        "activation": _activation_wins,
+        "mask": _mask_wins,
+        "mask_sum": _mask_sum_wins,
+        "noise": _noise_wins,
+        "convolution": _never,  # oneDNN has the epilogue inside
+    },
 )
