@@ -8,7 +8,6 @@ one pass over its output.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -188,10 +187,18 @@ def _rows_apart(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and (len(tensor) <= 1 or tensor.stride(0) >= expected)
 
 
-def computes(dtypes: Collection[torch.dtype], *arguments: Any) -> bool:
-    """Whether operators of these dtypes take these tensors."""
-    operands = [a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
-    return operands[0].dim() > 0 and operands[0].dtype in dtypes
+def computes_in(dtypes: Collection[torch.dtype]) -> Callable[..., bool]:
+    """Whether operators of these dtypes take the tensors of a call."""
+    known = frozenset(dtypes)
+
+    def computes(*arguments: Any) -> bool:
+        operands = [a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
+        return operands[0].dim() > 0 and operands[0].dtype in known
+
+    return computes
+
+
+computes = computes_in(DTYPES)
 
 
 def offer_fused(
@@ -234,7 +241,7 @@ def offer_fused(
     for pass_ in also_plain:
         plain = getattr(TorchConvolution, pass_)
         entries.append(("convolution", "plain convolution", CONVOLUTIONS, pass_, plain))
-    backends, fits, wins = list(backends), partial(computes, frozenset(dtypes)), expected or {}
+    backends, fits, wins = list(backends), computes_in(dtypes), expected or {}
     for kind, name, operations, pass_, run in entries:
         offer(
             name, backends, operations, [pass_], run, fits=fits, expected=wins.get(kind, always)
