@@ -185,7 +185,7 @@ FASTGEN_FORMULA float radius_of_square(float square) {
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(square));
   return root;
 #else
-  return std::sqrt(square);
+  return sqrtf(square);
 #endif
 }
 

@@ -59,7 +59,6 @@ constexpr std::int64_t kBiasLeastPeriod = 64;  // columns: vectors of any type a
 constexpr std::int64_t kBiasMostRows = 512;
 constexpr std::int64_t kBiasPiece = 65536;  // elements of a piece of many rows
 
-#if !defined(FASTGEN_CPU)
 inline BiasPlan bias_plan(std::int64_t outer, std::int64_t channels, std::int64_t inner) {
   const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   BiasPlan plan{};
@@ -89,6 +88,5 @@ inline BiasPlan bias_plan(std::int64_t outer, std::int64_t channels, std::int64_
   plan.partials = plan.blocks * plan.period;
   return plan;
 }
-#endif
 
 }  // namespace fastgen::cpu

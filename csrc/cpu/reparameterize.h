@@ -54,7 +54,6 @@ FASTGEN_KERNEL(Reparameterize, reparameterize_sum)
 
 constexpr std::int64_t kNoisePiece = 4096;  // elements: about 8 us of work
 
-#if !defined(FASTGEN_CPU)
 inline NoisePlan noise_plan(const ReparameterizeCall& call) {
   const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   NoisePlan plan{};
@@ -75,6 +74,5 @@ inline NoisePlan noise_plan(const ReparameterizeCall& call) {
   plan.piece_elements = plan.samples * plan.chunk;
   return plan;
 }
-#endif
 
 }  // namespace fastgen::cpu

@@ -243,6 +243,4 @@ def offer_fused(
         entries.append(("convolution", "plain convolution", CONVOLUTIONS, pass_, plain))
     backends, fits, wins = list(backends), computes_in(dtypes), expected or {}
     for kind, name, operations, pass_, run in entries:
-        offer(
-            name, backends, operations, [pass_], run, fits=fits, expected=wins.get(kind, always)
-        )
+        offer(name, backends, operations, [pass_], run, fits=fits, expected=wins.get(kind, always))

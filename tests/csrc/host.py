@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -33,20 +37,60 @@ def compiler() -> str:
     return found
 
 
-def build(name: str, sources: Sequence[str | Path], sanitize: bool = True) -> Path:
+def part_of_the_build(name: str) -> ModuleType:
+    """A module of build_support, which is not installed."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module(f"build_support.{name}")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+def cpu_flags(version: str) -> list[str]:
+    """What the build compiles a version of csrc/cpu with."""
+    flags = (
+        *part_of_the_build("module").CPU_FLAGS,
+        *part_of_the_build("discover").CPU_VERSIONS[version],
+        f"-DFASTGEN_CPU={version}",
+    )
+    return [*flags]
+
+
+def cpu_versions() -> list[str]:
+    """The versions of csrc/cpu that this machine runs and its compiler makes."""
+    discover = part_of_the_build("discover")
+    has = torch.backends.cpu.get_cpu_capability()
+    bfloat16 = has == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+    count = 4 if bfloat16 else {"AVX512": 3, "AVX2": 2}.get(has, 1)
+    known = discover.cpu_versions(discover.Compiler((shutil.which("g++") or "c++",), ""))
+    return [*known[:count]]
+
+
+def build(
+    name: str, sources: Sequence[str | Path], sanitize: bool = True, more: Sequence[str] = ()
+) -> Path:
     """Compile `sources` (relative to tests/csrc) into one executable and return its path.
 
     It is kept in the temporary folder under a name that holds the digest of the flags, the sources
     and every header of csrc, so that only a change compiles again.
     """
-    flags = ["-std=c++17", "-O1", "-g", "-fno-omit-frame-pointer", *WARNINGS, f"-I{ROOT / 'csrc'}"]
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-g",
+        "-fno-omit-frame-pointer",
+        *WARNINGS,
+        f"-I{ROOT / 'csrc'}",
+        *more,
+    ]
     if sanitize:
         flags += SANITIZERS
     files = [HERE / source for source in sources]
     command = [compiler(), *flags, *map(str, files)]
 
     digest = hashlib.sha256(" ".join(command).encode())
-    for file in [*files, *sorted((ROOT / "csrc").rglob("*.h")), *sorted(HERE.glob("*.h"))]:
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc/cpu").glob("*.cpp"), *HERE.glob("*.h")]
+    for file in [*files, *sorted(headers)]:
         digest.update(file.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"fastgen-host-tests-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

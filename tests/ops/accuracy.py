@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastgen.ops import reference
+from fastgen.ops.philox import random_words
+
 Function = Callable[..., Tensor]
 
 
@@ -26,6 +29,23 @@ def derivatives(function: Function, tensors: Sequence[Tensor]) -> list[Tensor]:
     second = torch.autograd.grad(scalar, inputs, allow_unused=True)
     zeros = [torch.zeros_like(t) if g is None else g for g, t in zip(second, inputs, strict=True)]
     return [t.detach() for t in (output, *first, *zeros)]
+
+
+def exact_reparameterize_kl(mu: Tensor, logvar: Tensor, *, seed: Tensor) -> tuple[Tensor, Tensor]:
+    """`reference.reparameterize_kl`, but in float64 with noise that is computed in float64, too.
+
+    The noise is a function of the uniform numbers, which are float32; PyTorch's own logarithm and
+    cosine in float32 are no truth for a backend's.
+    """
+    z, kl = reference.reparameterize_kl(mu, logvar, seed=seed)
+    if mu.dtype != torch.float64:
+        return z, kl
+    words = random_words(mu.numel(), seed).view(-1, 2)
+    uniform = ((words.to(torch.float32) + 0.5) * 2.0**-32).double()
+    radius, angle = (-2 * uniform[:, 0].log()).sqrt(), 2 * torch.pi * uniform[:, 1]
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), 1)
+    noise = pairs.flatten()[: mu.numel()].view(mu.shape)
+    return mu + torch.exp(logvar / 2) * noise, kl
 
 
 def root_mean_square(error: Tensor) -> Tensor:

@@ -286,9 +286,9 @@ X, W, B = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
         ((X, W, B), {"backend": "cudnn"}, ValueError, "backend must be one of"),
         (
             (X, W, B),
-            {"backend": "cpp"},
+            {"backend": "cuda"},
             fastgen.BackendUnavailable,
-            "backend 'cpp' is not available",
+            "backend 'cuda' (is not available|runs on cuda tensors)",
         ),
     ],
 )
