@@ -33,8 +33,11 @@ struct Lanes {
 #endif
     return {steps + first};
   }
-  FASTGEN_FORMULA void store(std::uint64_t* memory) const {
-    std::memcpy(memory, &lanes, sizeof(lanes));
+  // The words alone.
+  FASTGEN_FORMULA void store(std::uint32_t* memory) const {
+    typedef std::uint32_t Words __attribute__((vector_size(kBytes / 2)));
+    const Words words = __builtin_convertvector(lanes, Words);
+    std::memcpy(memory, &words, sizeof(words));
   }
 };
 

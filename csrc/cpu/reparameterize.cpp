@@ -17,8 +17,8 @@ constexpr int kGroups = 64;  // of four normal numbers, beside each other in vec
 
 // ------------------------------------------------------------------------------------------ noise
 
-// The words of groups first ... first + kGroups - 1; the lower half of each number is one.
-inline void make_words(std::int64_t seed, std::int64_t first, std::uint64_t (&words)[4][kGroups]) {
+// The words of groups first ... first + kGroups - 1.
+inline void make_words(std::int64_t seed, std::int64_t first, std::uint32_t (&words)[4][kGroups]) {
 #if defined(FASTGEN_LANES)
   const std::uint64_t key = static_cast<std::uint64_t>(seed);
   for (int g = 0; g < kGroups; g += Lanes::kCount) {
@@ -40,13 +40,12 @@ const float* make_noise(std::int64_t seed, std::int64_t first, int count,
                         float (&buffer)[kStep + 4 * kGroups]) {
   const int skipped = static_cast<int>(first % 4);
   for (int at = 0; at < skipped + count; at += 4 * kGroups) {
-    std::uint64_t words[4][kGroups];
+    std::uint32_t words[4][kGroups];
     make_words(seed, first / 4 + at / 4, words);
     float* normal = buffer + at;
     for (int g = 0; g < kGroups; ++g) {
-      const auto word = [&](int w) { return static_cast<std::uint32_t>(words[w][g]); };
-      normal_pair(word(0), word(1), &normal[4 * g], &normal[4 * g + 1]);
-      normal_pair(word(2), word(3), &normal[4 * g + 2], &normal[4 * g + 3]);
+      normal_pair(words[0][g], words[1][g], &normal[4 * g], &normal[4 * g + 1]);
+      normal_pair(words[2][g], words[3][g], &normal[4 * g + 2], &normal[4 * g + 3]);
     }
   }
   return buffer + skipped;

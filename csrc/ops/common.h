@@ -179,7 +179,7 @@ void run_pieces(void (*kernel)(const Call&, std::int64_t, std::int64_t), const C
 // system gives huge pages to all or to nobody, this changes nothing.
 inline void prefer_huge_pages(const Tensor& fresh) {
 #if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
+  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;  // fastgen/ops/cpu_kernels.py: LARGE
   const std::int64_t bytes = fresh.numel() * fresh.element_size();
   if (fresh.is_cuda() || bytes < static_cast<std::int64_t>(2 * kPage)) return;
   const auto begin = reinterpret_cast<std::uintptr_t>(fresh.mutable_data_ptr());

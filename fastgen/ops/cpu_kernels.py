@@ -1,7 +1,7 @@
 """The compiled CPU kernels as candidates of the router: backend "cpp".
 
-A CPU is not measured while a program runs, its clock is too noisy, and the same program shall give
-the same bits twice. So the written rule decides; docs/cpu.md has the numbers behind it. Asked for by
+While a program runs, a CPU is not measured: its clock is too noisy, and a program run twice shall
+give the same bits. The written rule decides; docs/cpu.md has the numbers behind it. Asked for by
 name, the backend computes every pass in every dtype.
 """
 
@@ -21,9 +21,12 @@ FUSED = FusedKernels(operators)
 # for it; float64 is for checking gradients, with PyTorch's own noise to the last digit.
 FAST = frozenset({torch.float32, torch.bfloat16})
 
+_FAST = "float32, bfloat16"
+
 LARGE = 4 << 20
-"""Bytes from which a result lies in huge pages (see csrc/ops/common.h): before that one pass of ours
-takes as long as PyTorch's, from there half as long."""
+"""Bytes from which a result lies in huge pages (csrc/ops/common.h). Below, a pass that PyTorch has
+in one piece takes as long there; above, half as long here.
+"""
 
 
 def _never(*_: Any) -> bool:
@@ -60,10 +63,10 @@ offer_fused(
     also_plain=("input_gradient", "weight_gradient"),
     dtypes=(*DTYPES, torch.float64),
     expected={
-        "activation": _activation_wins,
-        "mask": _mask_wins,
-        "mask_sum": _mask_sum_wins,
-        "noise": _noise_wins,
-        "convolution": _never,  # oneDNN has the epilogue inside
+        "activation": (_activation_wins, f"{_FAST} with a bias or from 4 MiB"),
+        "mask": (_mask_wins, f"{_FAST} with a shift or from 4 MiB"),
+        "mask_sum": (_mask_sum_wins, _FAST),
+        "noise": (_noise_wins, f"{_FAST}, float16"),
+        "convolution": (_never, "by name only"),  # oneDNN has the epilogue inside
     },
 )

@@ -208,7 +208,7 @@ def offer_fused(
     *,
     also_plain: Iterable[str],
     dtypes: Collection[torch.dtype] = DTYPES,
-    expected: Mapping[str, Callable[..., bool]] | None = None,
+    expected: Mapping[str, tuple[Callable[..., bool], str]] | None = None,
 ) -> None:
     """Enter the passes as candidates.
 
@@ -217,7 +217,7 @@ def offer_fused(
         backends: that the operators belong to.
         also_plain: passes of convolutions that these backends leave to PyTorch.
         dtypes: that the operators take.
-        expected: whether a candidate should win unmeasured (see `Candidate`), by kind:
+        expected: whether a candidate should win unmeasured, and in words when, by kind:
             ``"activation"``, ``"mask"``, ``"mask_sum"``, ``"noise"`` and ``"convolution"``. A kind
             that is not named should.
     """
@@ -243,4 +243,5 @@ def offer_fused(
         entries.append(("convolution", "plain convolution", CONVOLUTIONS, pass_, plain))
     backends, fits, wins = list(backends), computes_in(dtypes), expected or {}
     for kind, name, operations, pass_, run in entries:
-        offer(name, backends, operations, [pass_], run, fits=fits, expected=wins.get(kind, always))
+        win, when = wins.get(kind, (always, ""))
+        offer(name, backends, operations, [pass_], run, fits=fits, expected=win, when=when)

@@ -45,6 +45,7 @@ class Candidate:
         run: computes it; changes none of its arguments.
         expected: whether it should win unmeasured when backends compete; takes the arguments of
             the pass.
+        when: the same in words, for `fastgen info --routes`; empty where it always should.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Candidate:
     fits: Callable[..., bool]
     run: Callable[..., Any]
     expected: Callable[..., bool] = always
+    when: str = ""
 
 
 _CONVOLUTION = (
@@ -85,9 +87,10 @@ def offer(
     *,
     fits: Callable[..., bool] = always,
     expected: Callable[..., bool] = always,
+    when: str = "",
 ) -> None:
     """Enter a candidate for every pass of every operation named."""
-    candidate = Candidate(name, frozenset(backends), fits, run, expected)
+    candidate = Candidate(name, frozenset(backends), fits, run, expected, when)
     order = list(backend.BACKENDS)
     for operation in operations:
         for pass_ in passes:

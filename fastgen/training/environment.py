@@ -84,6 +84,8 @@ def _build() -> dict[str, str]:
     for part in ("cpu", "cuda", "cutlass"):
         if not facts.get(part) and (reason := compiled.recorded_reason(part)):
             facts[part] = f"not built: {reason}"
+    if version := compiled.cpu_version():
+        facts["cpu kernels"] = f"{version} runs here (FASTGEN_CPU may lower it)"
     if kernels := compiled.cuda_kernels():
         most = max(int(kernel["registers"]) for kernel in kernels)
         spills = sum(int(k["spill_stores"]) + int(k["spill_loads"]) for k in kernels)

@@ -40,12 +40,12 @@ def row(call: str, route: Route) -> tuple[str, str, str, str]:
 
 def rule_of(device_type: str) -> dict[str, str]:
     """The written rule: by operation and pass, the candidates in the order in which they are
-    considered.
+    considered, and when one is taken unmeasured where that is not always.
     """
     allowed = automatic_names(device_type)
     return {
-        f"{operation} {pass_}": ", ".join(
-            entry.name
+        f"{operation} {pass_}": "; ".join(
+            f"{entry.name} ({entry.when})" if entry.when else entry.name
             for entry in CANDIDATES.get((operation, pass_), [])
             if not allowed.isdisjoint(entry.backends)
         )
