@@ -158,7 +158,10 @@ def test_bias_leaky_relu(backend, shape, dtype, kinds, slope, seed):
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
-    shape=st.lists(st.sampled_from([0, 1, 2, 3, 5, 16, 17, 130]), min_size=1, max_size=4),
+    # Beyond this the integers of PyTorch's Philox take minutes.
+    shape=st.lists(st.sampled_from([0, 1, 2, 3, 5, 16, 17, 130]), min_size=1, max_size=4).filter(
+        lambda shape: prod(shape) <= 50_000
+    ),
     dtype=DTYPES,
     kinds=memories(2),
     word=st.integers(-(2**63), 2**63 - 1),
