@@ -6,6 +6,7 @@
 
 #include "cuda/conv2d_bias_leaky_relu_sm90.h"
 
+#include "cuda/launch.h"
 #include "ops/common.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
