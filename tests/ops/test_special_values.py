@@ -90,13 +90,14 @@ def test_the_sum_of_a_bias_gradient_has_pytorchs_infinities(name, dtype):
     torch.testing.assert_close(*totals, equal_nan=True, rtol=3e-2, atol=3e-2)
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.2])
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
 @pytest.mark.parametrize("picture", [3, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("operation", [CONV, UP])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_convolution_spreads_a_bad_number_where_pytorchs_does(
-    name, operation, dtype, picture, value
+    name, operation, dtype, picture, value, slope
 ):
     for layout in (torch.contiguous_format, torch.channels_last):
         inner, outer = (picture, 16) if operation == CONV else (16, picture)
@@ -105,7 +106,7 @@ def test_a_convolution_spreads_a_bad_number_where_pytorchs_does(
         # All positive weights: an infinity meets no zero and no infinity of the other sign.
         w = (torch.rand(shape) + 0.1).to(dtype).contiguous(memory_format=layout)
         x[1, inner - 1, 4, 3] = value
-        options = {"stride": 2, "padding": 1}
+        options = {"stride": 2, "padding": 1, "negative_slope": slope}
         ours = getattr(fastgen.ops, operation)(x, w, None, **options, backend=name)
         exact = getattr(reference, operation)(x.double(), w.double(), None, **options)
         bad, exactly = ~ours.isfinite(), ~exact.isfinite()
