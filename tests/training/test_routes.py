@@ -67,8 +67,3 @@ def test_tuning_without_a_gpu_says_that_there_is_nothing_to_measure():
     result = CliRunner().invoke(cli.app, ["bench", "--tune"])
     assert result.exit_code == 0
     assert "no GPU is visible" in result.output
-
-
-def test_bench_without_a_task_is_refused():
-    result = CliRunner().invoke(cli.app, ["bench"])
-    assert result.exit_code == 2
