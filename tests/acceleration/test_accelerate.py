@@ -513,7 +513,7 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=range(len(FUNCTIONS)))
 def test_functions_and_methods_are_found(function):
     model, original, said = accelerated(Holding(function))
     fused = function not in (F.elu, torch.tanh)
