@@ -1,6 +1,10 @@
 // What the operators of both image-edge convolutions check and allocate.
 #pragma once
 
+#include <cstdlib>
+#include <memory>
+
+#include "cpu/image_edge.h"
 #include "ops/common.h"
 
 namespace fastgen::operators {
@@ -15,6 +19,13 @@ inline void check_step(std::int64_t stride_h, std::int64_t stride_w, std::int64_
                   " and ", stride_w, ")");
   STD_TORCH_CHECK(padding_h >= 0 && padding_w >= 0, "padding must not be negative (got ", padding_h,
                   " and ", padding_w, ")");
+}
+
+inline void check_kernel(std::int64_t kernel_h, std::int64_t kernel_w) {
+  STD_TORCH_CHECK(kernel_h >= 1 && kernel_w >= 1, "the kernel must not be empty");
+  STD_TORCH_CHECK(kernel_h <= cpu::kMostKernel && kernel_w <= cpu::kMostKernel,
+                  "the kernel must be at most ", cpu::kMostKernel, " by ", cpu::kMostKernel,
+                  " (got ", kernel_h, " by ", kernel_w, ")");
 }
 
 inline void check_bias(const std::optional<Tensor>& bias, std::int64_t channels,
@@ -39,6 +50,51 @@ inline void copy_strides(const Tensor& tensor, std::int64_t (&strides)[4]) {
 // channels_last tensor, as asked.
 inline bool has_layout(const Tensor& tensor, bool channels_last) {
   return channels_last ? is_channels_last(tensor) : tensor.is_contiguous();
+}
+
+// ------------------------------------------------------------------------------------------- CPU
+
+inline Dtype cpu_dtype_of(const Tensor& tensor, const char* name) {
+  const Dtype dtype = dtype_of(tensor, name);
+  STD_TORCH_CHECK(dtype != Dtype::float16, name,
+                  " must be float32, bfloat16 or float64 on a CPU (got Half)");
+  return dtype;
+}
+
+// Memory for the kernels' own use, on cache lines of its own.
+class Workspace {
+ public:
+  explicit Workspace(std::int64_t bytes)
+      : data_(std::aligned_alloc(cpu::kImageEdgeAlignment,
+                                 (bytes / cpu::kImageEdgeAlignment + 1) * cpu::kImageEdgeAlignment)) {
+    STD_TORCH_CHECK(data_ != nullptr, "no memory for ", bytes, " bytes of workspace");
+  }
+  void* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(void* data) const { std::free(data); }
+  };
+  std::unique_ptr<void, Free> data_;
+};
+
+// Operations that a thread should have: below it another thread does not pay.
+constexpr std::int64_t kGrainOperations = 1000000;
+
+// Runs a kernel over the pieces of its plan on torch's threads.
+template <typename Call>
+void run_plan(void (*kernel)(const Call&, std::int64_t, std::int64_t, void*), const Call& call) {
+  const cpu::ImageEdgePlan& plan = call.plan;
+  const std::int64_t grain = kGrainOperations / plan.piece_operations + 1;
+  const auto run = [&](std::int64_t begin, std::int64_t end) {
+    const Workspace scratch(plan.scratch_bytes);
+    kernel(call, begin, end, scratch.data());
+  };
+  if (plan.pieces <= grain) {
+    if (plan.pieces > 0) run(0, plan.pieces);
+    return;
+  }
+  torch::stable::parallel_for(0, plan.pieces, grain, run);
 }
 
 }  // namespace fastgen::operators

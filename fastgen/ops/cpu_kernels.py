@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compiled_kernels import operators
+from . import cpu_image_edge, image_edge
+from .compiled_kernels import CONV, TRANSPOSED, operators
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
+from .routing import offer
 
 FUSED = FusedKernels(operators)
 
@@ -56,6 +58,16 @@ def _noise_wins(*arguments: Any) -> bool:
     return logvar.dtype in FAST or logvar.dtype == torch.float16
 
 
+_EDGE = "image edge (C++)"
+offer(_EDGE, ["cpp"], [CONV, TRANSPOSED], ["forward"], cpu_image_edge.forward,
+      fits=cpu_image_edge.takes_forward, expected=cpu_image_edge.wins)  # fmt: skip
+offer(_EDGE, ["cpp"], [CONV], ["masked_forward"], image_edge.masked_forward,
+      fits=cpu_image_edge.takes_masked_forward, expected=cpu_image_edge.wins)  # fmt: skip
+offer(_EDGE, ["cpp"], [CONV, TRANSPOSED], ["input_gradient"], cpu_image_edge.input_gradient,
+      fits=cpu_image_edge.takes_input_gradient, expected=cpu_image_edge.wins)  # fmt: skip
+offer(_EDGE, ["cpp"], [CONV, TRANSPOSED], ["weight_gradient"], cpu_image_edge.weight_gradient,
+      fits=cpu_image_edge.takes_weight_gradient,
+      expected=cpu_image_edge.weight_gradient_wins)  # fmt: skip
 offer_fused(
     FUSED,
     "C++",

@@ -90,6 +90,21 @@ def image_edge_conv2d(
     return _pictures(input, shape, channels_last=channels_last)
 
 
+def image_edge_conv2d_weight_gradient(
+    input: Tensor,
+    grad: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    padding_h: int,
+    padding_w: int,
+    channels_last: bool,
+) -> Tensor:
+    shape = (grad.shape[1], input.shape[1], kernel_h, kernel_w)
+    return _pictures(input, shape, channels_last=channels_last)
+
+
 def image_edge_conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -139,6 +154,7 @@ OPERATORS = (
     reparameterize_backward,
     scaled_noise,
     image_edge_conv2d,
+    image_edge_conv2d_weight_gradient,
     image_edge_conv_transpose2d,
 )
 CUTLASS_OPERATORS = (hopper_conv2d,)

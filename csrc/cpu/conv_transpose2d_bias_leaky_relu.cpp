@@ -1,0 +1,294 @@
+// The kernel behind conv_transpose2d_bias_leaky_relu.h: for each row of the map the product of its
+// pixels and the packed weight, every pixel's contribution to every tap; for each row of the
+// picture the sum of those that reach it.
+
+#include "cpu/conv_transpose2d_bias_leaky_relu.h"
+
+#include "cpu/image_edge_product.h"
+#include "cpu/image_edge_rows.h"
+
+namespace fastgen::cpu::FASTGEN_CPU {
+namespace {
+
+template <typename T>
+using Element = typename Format<T>::Element;
+
+// The weight as the right side of the product: a row per channel of the map, a column per tap.
+template <typename T>
+void pack(const ImageEdgeTransposeCall& call) {
+  using F = Format<T>;
+  const ImageEdgeShape& shape = call.shape;
+  const TransposeRows rows = transpose_rows(shape);
+  const std::int64_t steps = steps_of<F>(shape.filters);
+  const T* weight = static_cast<const T*>(call.weight);
+  auto* packed = static_cast<Element<T>*>(call.packed);
+  for (std::int64_t i = 0; i < steps * F::kElements * rows.columns; ++i) packed[i] = {};
+  const std::int64_t(&strides)[4] = call.weight_strides;
+  for (std::int64_t k = 0; k < shape.filters; ++k) {
+    for (std::int64_t c = 0; c < shape.channels; ++c) {
+      for (std::int64_t i = 0; i < shape.kernel_h; ++i) {
+        Element<T>* to =
+            packed + packed_index<F>(0, k, i * rows.row + c, rows.columns);
+        copy_run(weight + k * strides[0] + c * strides[1] + i * strides[2], strides[3], to,
+                 shape.channels * F::kElements, shape.kernel_w);
+      }
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------ a row of the map
+
+// Pixels of a contiguous map, which has them one channel apart by a plane: neighbouring channels.
+template <typename T>
+void gather_row(const T* map, std::int64_t plane, std::int64_t pixels, std::int64_t channels,
+                Element<T>* to) {
+  constexpr int kWidth = kLanes<Wide<T>>;
+  for (std::int64_t k = 0; k < channels; k += kWidth) {
+    const int filters = static_cast<int>(channels - k < kWidth ? channels - k : kWidth);
+    for (std::int64_t q = 0; q < pixels; q += kWidth) {
+      const int count = static_cast<int>(pixels - q < kWidth ? pixels - q : kWidth);
+      Vector<Wide<T>> rows[kWidth];
+      for (int i = 0; i < filters; ++i) rows[i] = load(map + (k + i) * plane + q, count);
+      for (int i = filters; i < kWidth; ++i) rows[i] = Vector<Wide<T>>{};
+      transpose<Wide<T>>(rows);
+      for (int i = 0; i < count; ++i) store(to + (q + i) * channels + k, rows[i], filters);
+    }
+  }
+}
+
+// Fetches the next row of a contiguous map while this one is multiplied: a few neighbours of each
+// plane are no pattern that the CPU foresees.
+template <typename T>
+void expect_row(const T* map, std::int64_t plane, std::int64_t pixels, std::int64_t channels) {
+  for (std::int64_t k = 0; k < channels; ++k) {
+    for (std::int64_t q = 0; q < pixels; q += 64 / static_cast<int>(sizeof(T))) {
+      __builtin_prefetch(map + k * plane + q, 0, 2);
+    }
+  }
+}
+
+// The pixels of row `p` of picture `n`, one behind the other, in the type of left sides.
+template <typename T>
+const Element<T>* map_row(const ImageEdgeTransposeCall& call, std::int64_t n, std::int64_t p,
+                          Element<T>* space) {
+  const ImageEdgeShape& shape = call.shape;
+  const std::int64_t plane = shape.map_height * shape.map_width, first = p * shape.map_width;
+  const T* map = static_cast<const T*>(call.map);
+  if (!call.map_channels_last) {
+    const T* row = map + n * shape.filters * plane + first;
+    gather_row<T>(row, plane, shape.map_width, shape.filters, space);
+    expect_row(row + shape.map_width, plane, shape.map_width, shape.filters);
+    return space;
+  }
+  const T* row = map + (n * plane + first) * shape.filters;
+  if constexpr (sizeof(T) == sizeof(Element<T>)) {
+    return row;
+  } else {
+    copy_run(row, 1, space, 1, shape.map_width * shape.filters);
+    return space;
+  }
+}
+
+// ----------------------------------------------------------------------------- into the picture
+
+template <typename S, int kCount>
+struct Few {
+  typedef S type __attribute__((vector_size(kCount * sizeof(S))));
+};
+
+// What a row of the picture sums up: each a kernel row of the contributions of a row of the map.
+template <typename S>
+struct Sources {
+  const S* from[kMostKernel];  // of the first pixel
+  std::int64_t count;
+};
+
+// A row of the picture. The contributions have groups - 1 pixels of zeros before and behind them.
+template <typename S, int kCount>
+void sum_row(const TransposeRows& rows, const Sources<S>& sources, std::int64_t map_width,
+             S* line) {
+  using Part = typename Few<S, kCount>::type;
+  Part lane{}, none{};
+  for (int l = 0; l < kCount; ++l) lane[l] = static_cast<S>(l);
+  const std::int64_t last = rows.groups - 1, rest = rows.row - last * rows.step;
+  // A part reaches behind its group, or the group's last taps: those numbers are overwritten by the
+  // next part, or left out.
+  for (std::int64_t q = 0; q < map_width + last; ++q) {
+    for (std::int64_t at = 0; at < rows.step; at += kCount) {
+      const Part left = static_cast<S>(rest - at) - none;
+      Part total = none, part;
+      for (std::int64_t source = 0; source < sources.count; ++source) {
+        const S* from = sources.from[source] + q * rows.columns + at;
+        for (std::int64_t g = 0; g < last; ++g) {
+          __builtin_memcpy(&part, from, sizeof(part));
+          total += part;
+          from -= rows.columns - rows.step;
+        }
+        __builtin_memcpy(&part, from, sizeof(part));
+        total += lane < left ? part : none;
+      }
+      __builtin_memcpy(line + q * rows.step + at, &total, sizeof(total));
+    }
+  }
+}
+
+template <typename S>
+using SumRow = void (*)(const TransposeRows&, const Sources<S>&, std::int64_t, S*);
+
+template <typename S>
+SumRow<S> sum_row_for(const TransposeRows& rows) {
+  return rows.step <= 4 ? sum_row<S, 4> : rows.step <= 8 ? sum_row<S, 8> : sum_row<S, 16>;
+}
+
+// ------------------------------------------------------------------------------------- epilogue
+
+// tanh a = (e^2a - 1) / (e^2a + 1), from e^2a - 1 without cancellation where a is small. Off by 2
+// units in the last place.
+inline float tanh_of(float a) {
+  const float growth = exponentials(4.0f * a).growth;
+  return __builtin_copysignf(growth / (growth + 2.0f), a);
+}
+inline double tanh_of(double a) { return __builtin_tanh(a); }
+
+template <typename S, bool kTanh>
+inline S activated(S a, S slope) {
+  return kTanh ? tanh_of(a) : leaky_relu(a, slope);
+}
+
+template <typename T, bool kTanh>
+void finish_pixels(const Wide<T>* sums, const Wide<T>* bias, std::int64_t count, Wide<T> slope,
+                   T* result) {
+  FASTGEN_INDEPENDENT
+  for (std::int64_t x = 0; x < count; ++x) {
+    result[x] = narrow<T>(activated<Wide<T>, kTanh>(sums[x] + bias[x], slope));
+  }
+}
+
+template <typename T, bool kTanh, int kChannels>
+void finish_plane(const Wide<T>* sums, Wide<T> bias, std::int64_t count, Wide<T> slope, T* result) {
+  FASTGEN_INDEPENDENT
+  for (std::int64_t w = 0; w < count; ++w) {
+    result[w] = narrow<T>(activated<Wide<T>, kTanh>(sums[w * kChannels] + bias, slope));
+  }
+}
+
+template <typename T, bool kTanh>
+void finish_row(const ImageEdgeTransposeCall& call, std::int64_t n, std::int64_t h,
+                const Wide<T>* sums, const Wide<T>* bias) {
+  const ImageEdgeShape& shape = call.shape;
+  const Wide<T> slope = static_cast<Wide<T>>(call.slope);
+  T* result = static_cast<T*>(call.result);
+  if (call.channels_last) {
+    const std::int64_t count = shape.width * shape.channels;
+    return finish_pixels<T, kTanh>(sums, bias, count, slope,
+                                   result + (n * shape.height + h) * count);
+  }
+  for (std::int64_t c = 0; c < shape.channels; ++c) {
+    T* plane = result + ((n * shape.channels + c) * shape.height + h) * shape.width;
+    const auto finish = shape.channels == 1   ? finish_plane<T, kTanh, 1>
+                        : shape.channels == 2 ? finish_plane<T, kTanh, 2>
+                        : shape.channels == 3 ? finish_plane<T, kTanh, 3>
+                                              : finish_plane<T, kTanh, 4>;
+    finish(sums + c, bias[c], shape.width, slope, plane);
+  }
+}
+
+// ------------------------------------------------------------------------------------ everything
+
+// Scratch memory: the contributions of the last rows of the map that a row of the picture sees, in
+// turn; a row of the picture; its bias; a row of the map.
+template <typename T>
+struct Space {
+  Wide<T>* sums;
+  Wide<T>* line;
+  Wide<T>* bias;  // of every number of a row
+  Element<T>* row;
+};
+
+template <typename T>
+Space<T> prepared(const ImageEdgeTransposeCall& call, const TransposeRows& rows, void* scratch) {
+  const ImageEdgeShape& shape = call.shape;
+  Space<T> space{};
+  space.sums = static_cast<Wide<T>*>(scratch);
+  space.line = space.sums + rows.turn * rows.depth;
+  space.bias = space.line + rows.line;
+  space.row = reinterpret_cast<Element<T>*>(space.bias + rows.line);
+  for (std::int64_t i = 0; i < rows.turn * rows.depth; ++i) space.sums[i] = 0;
+  for (std::int64_t x = 0; x < rows.line; ++x) space.line[x] = 0;
+  for (std::int64_t x = 0; x < rows.line; ++x) space.bias[x] = 0;
+  if (call.bias == nullptr) return space;
+  for (std::int64_t c = 0; c < shape.channels; ++c) {
+    const Wide<T> bias = widen(static_cast<const T*>(call.bias)[c]);
+    for (std::int64_t w = 0; w < shape.width; ++w) space.bias[w * shape.channels + c] = bias;
+  }
+  return space;
+}
+
+template <typename T>
+void run(const ImageEdgeTransposeCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
+  using F = Format<T>;
+  constexpr int kWidth = kLanes<Wide<T>>;
+  const ImageEdgeShape& shape = call.shape;
+  const TransposeRows rows = transpose_rows(shape);
+  const Space<T> space = prepared<T>(call, rows, scratch);
+  const auto sum_row = sum_row_for<Wide<T>>(rows);
+  const auto sums_of = [&](std::int64_t p) {
+    return space.sums + p % rows.depth * rows.turn + (rows.groups - 1) * rows.columns;
+  };
+
+  for (std::int64_t piece = begin; piece < end; ++piece) {
+    const std::int64_t n = piece / call.plan.bands, first = piece % call.plan.bands * call.plan.band;
+    const std::int64_t left = shape.height - first;
+    const std::int64_t count = left < call.plan.band ? left : call.plan.band;
+    std::int64_t known = -1;  // the last row of the map whose contributions are there
+    for (std::int64_t h = first; h < first + count; ++h) {
+      // Kernel row i brings row p of the map to row p * stride - padding + i.
+      const std::int64_t nearest = (h + shape.padding_h) / shape.stride_h;
+      const std::int64_t furthest = nearest - rows.depth + 1;
+      std::int64_t p = known + 1 > furthest ? known + 1 : furthest;
+      for (; p <= nearest && p < shape.map_height; ++p) {
+        multiply(Product<F>{map_row<T>(call, n, p, space.row), shape.map_width, shape.filters, 1, 0,
+                            shape.filters, F::kElements,
+                            static_cast<const Element<T>*>(call.packed),
+                            rows.columns, ceil_div(rows.taps, kWidth), sums_of(p), rows.columns,
+                            false});
+        known = p;
+      }
+      Sources<Wide<T>> sources{};
+      for (std::int64_t i = (h + shape.padding_h) % shape.stride_h; i < shape.kernel_h;
+           i += shape.stride_h) {
+        p = nearest - i / shape.stride_h;
+        if (p < 0 || p >= shape.map_height) continue;
+        sources.from[sources.count++] = sums_of(p) + i * rows.row;
+      }
+      sum_row(rows, sources, shape.map_width, space.line);
+      const Wide<T>* sums = space.line + shape.padding_w * shape.channels;
+      if (call.tanh) {
+        finish_row<T, true>(call, n, h, sums, space.bias);
+      } else {
+        finish_row<T, false>(call, n, h, sums, space.bias);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void image_edge_conv_transpose2d_pack(const ImageEdgeTransposeCall& call) {
+  switch (call.shape.dtype) {
+    case Dtype::float32: return pack<float>(call);
+    case Dtype::float64: return pack<double>(call);
+    default: return pack<BFloat16>(call);
+  }
+}
+
+void image_edge_conv_transpose2d(const ImageEdgeTransposeCall& call, std::int64_t begin,
+                                 std::int64_t end, void* scratch) {
+  switch (call.shape.dtype) {
+    case Dtype::float32: return run<float>(call, begin, end, scratch);
+    case Dtype::float64: return run<double>(call, begin, end, scratch);
+    default: return run<BFloat16>(call, begin, end, scratch);
+  }
+}
+
+}  // namespace fastgen::cpu::FASTGEN_CPU
