@@ -57,8 +57,9 @@ struct Block {
   bool stream;
 };
 
-// The block is computed for longer than its lines take to come; without this hint it would wait for
-// them afterwards, in a contiguous result above all: its planes are no pattern that the CPU foresees.
+// The block is computed for longer than its lines take to come; without this hint it would wait
+// for them afterwards, in a contiguous result above all: its planes are no pattern that the CPU
+// foresees. 3->64 64x64 3x3: a fifth less time contiguous, a twentieth less in channels_last.
 template <typename T>
 void expect(const Block<T>& block, bool channels_last) {
   const std::int64_t runs = channels_last ? block.pixels : block.filters;
@@ -136,7 +137,8 @@ void run(const ImageEdgeConvCall& call, std::int64_t begin, std::int64_t end, vo
   auto* band = reinterpret_cast<Element<T>*>(sums + kConvBlockPixels * kConvBlockFilters);
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
-    const std::int64_t n = piece / call.plan.bands, first = piece % call.plan.bands * call.plan.band;
+    const std::int64_t n = piece / call.plan.bands;
+    const std::int64_t first = piece % call.plan.bands * call.plan.band;
     const std::int64_t left = shape.map_height - first;
     const std::int64_t count = left < call.plan.band ? left : call.plan.band;
     pack_rows(shape, rows, static_cast<const T*>(call.picture) + n * call.picture_strides[0],

@@ -40,8 +40,8 @@ FASTGEN_KERNEL(ImageEdgeConv, image_edge_conv2d)           // pieces begin ... e
 FASTGEN_BEGIN
 
 // Whether a result goes past the caches: it would push out of them what comes next, and half of its
-// memory traffic would be reading lines in order to overwrite them. Not in 16 bits, where a vector is
-// half a line.
+// memory traffic would be reading lines in order to overwrite them (34 MB: 9.2 to 6.5 ms contiguous,
+// 7.4 to 6.7 in channels_last). Not in 16 bits, where a vector is half a line.
 inline bool image_edge_conv2d_streams(const cpu::ImageEdgeShape& shape) {
   const std::int64_t bytes = shape.batch * shape.filters * shape.map_height * shape.map_width *
                              (shape.dtype == Dtype::float64 ? 8 : 4);

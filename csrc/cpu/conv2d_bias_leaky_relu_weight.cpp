@@ -28,8 +28,8 @@ struct Place {
   std::int64_t row, column;
 };
 
-// Its window, one tap behind the other, and the place of the next. Whole vectors are copied: what is
-// too much is overwritten by the next segment, or lies behind the taps.
+// Its window, one tap behind the other; returns the place of the next. Whole vectors are copied:
+// what is too much is overwritten by the next segment, or lies behind the taps.
 template <typename E>
 Place copy_window(const ImageEdgeShape& shape, const BandRows& rows, const E* band, Place place,
                   E* to) {

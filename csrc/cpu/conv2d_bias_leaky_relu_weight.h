@@ -1,5 +1,5 @@
-// The weight gradient of a convolution of a picture. With the roles of input and gradient swapped it
-// is that of a transposed convolution to a picture.
+// The weight gradient of a convolution of a picture. With the roles of input and gradient swapped
+// it is that of a transposed convolution to a picture.
 #pragma once
 
 #include "cpu/image_edge_plan.h"

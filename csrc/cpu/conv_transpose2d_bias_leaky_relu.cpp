@@ -237,7 +237,8 @@ void run(const ImageEdgeTransposeCall& call, std::int64_t begin, std::int64_t en
   };
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
-    const std::int64_t n = piece / call.plan.bands, first = piece % call.plan.bands * call.plan.band;
+    const std::int64_t n = piece / call.plan.bands;
+    const std::int64_t first = piece % call.plan.bands * call.plan.band;
     const std::int64_t left = shape.height - first;
     const std::int64_t count = left < call.plan.band ? left : call.plan.band;
     std::int64_t known = -1;  // the last row of the map whose contributions are there

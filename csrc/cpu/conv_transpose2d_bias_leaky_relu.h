@@ -35,9 +35,9 @@ FASTGEN_KERNEL(ImageEdgeTranspose, image_edge_conv_transpose2d)  // pieces begin
 
 FASTGEN_BEGIN
 
-// How a row of the map becomes rows of the picture. Every pixel of the map gives a contribution to
-// each of its taps; `step` neighbours of a picture's row, those under one column of the map, are sums
-// of as many neighbours of `groups` columns' contributions.
+// How rows of the map become a row of the picture. Every pixel of the map contributes to each of
+// its taps; `step` neighbours of a picture's row, those under one column of the map, are sums of as
+// many neighbours of `groups` columns' contributions, in as many kernel rows as reach that row.
 struct TransposeRows {
   std::int64_t taps;     // of a pixel of the map: (kernel row, kernel column, channel)
   std::int64_t columns;  // `taps`, padded to whole vectors

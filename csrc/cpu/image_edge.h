@@ -20,8 +20,8 @@ struct ImageEdgeShape {
   std::int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
 };
 
-// How the work is cut and what it needs besides its tensors. It depends on the shape and the layouts
-// alone, so sums have the same bits for every number of threads.
+// How the work is cut and what it needs besides its tensors. It depends on the shape alone, so sums
+// have the same bits for every number of threads.
 struct ImageEdgePlan {
   std::int64_t band;    // rows of the result in a piece
   std::int64_t bands;   // per picture
@@ -33,6 +33,6 @@ struct ImageEdgePlan {
 
 constexpr std::int64_t kMostKernel = 16;          // rows or columns
 constexpr std::int64_t kImageEdgeAlignment = 64;  // of packed weights and scratch memory
-constexpr std::int64_t kMostLanes = 16;           // of any capability; what is packed is padded to it
+constexpr std::int64_t kMostLanes = 16;           // of any version; packed rows are padded to it
 
 }  // namespace fastgen::cpu

@@ -8,12 +8,14 @@ FASTGEN_BEGIN
 
 namespace plan {
 
-constexpr std::int64_t kPieces = 16;             // at least, where there are so many rows
-constexpr std::int64_t kBandBytes = 96 * 1024;   // of packed or summed picture rows: they stay in the L2 cache
+constexpr std::int64_t kPieces = 16;            // at least, where there are so many rows
+constexpr std::int64_t kBandBytes = 96 * 1024;  // of packed picture rows: they stay in the L2 cache
 
 inline std::int64_t at_most(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-inline std::int64_t padded(std::int64_t count) { return ceil_div(count, cpu::kMostLanes) * cpu::kMostLanes; }
+inline std::int64_t padded(std::int64_t count) {
+  return ceil_div(count, cpu::kMostLanes) * cpu::kMostLanes;
+}
 
 // Bytes of `count` numbers in the type of sums, on cache lines of their own.
 inline std::int64_t bytes(const cpu::ImageEdgeShape& shape, std::int64_t count) {

@@ -75,8 +75,8 @@ struct Product {
   bool add;
 };
 
-// What becomes of sums that go into a map whose filters are neighbours: bias, then leaky ReLU or the
-// mask of `output`, then a dtype.
+// What becomes of sums that go into a map whose filters are neighbours: plus bias, then leaky ReLU
+// or the mask of `output`.
 template <typename F>
 struct Finish {
   const typename F::Sum* bias;  // of the first column

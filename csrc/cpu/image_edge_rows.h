@@ -7,8 +7,8 @@
 FASTGEN_BEGIN
 
 // A band of padded rows. A pixel's channels are neighbours where the picture has them so
-// (`interleaved`); else each row holds one channel behind the other. A window of the picture is then
-// a few segments of neighbours, equally far apart.
+// (`interleaved`); else each row holds one channel behind the other. A window of the picture is
+// then a few segments of neighbours, equally far apart.
 struct BandRows {
   bool interleaved;
   std::int64_t width;           // padded

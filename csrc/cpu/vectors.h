@@ -45,7 +45,7 @@ inline Vector<T> all(T value) {
   return value - Vector<T>{};  // unlike +, this keeps -0.0 and folds into a broadcast
 }
 
-// ----------------------------------------------------------------------------- memory and registers
+// ---------------------------------------------------------------------------- memory and registers
 
 // Bits of as many BFloat16 and float32 as a vector of float32 holds.
 typedef std::uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
@@ -207,8 +207,8 @@ inline Vector<T> zip(Vector<T> a, Vector<T> b, std::integer_sequence<int, kLane.
 #endif
 }
 
-// As many rows as lanes become columns. A round rotates the bits of (row, lane) by one place, so that after as many
-// rounds as a lane's number has bits, the two have changed places.
+// As many rows as lanes become columns. A round rotates the bits of (row, lane) by one place, so
+// that after as many rounds as a lane's number has bits, the two have changed places.
 template <typename T>
 inline void transpose(Vector<T>* rows) {
   constexpr int kWidth = kLanes<T>;

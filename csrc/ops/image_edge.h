@@ -64,9 +64,9 @@ inline Dtype cpu_dtype_of(const Tensor& tensor, const char* name) {
 // Memory for the kernels' own use, on cache lines of its own.
 class Workspace {
  public:
-  explicit Workspace(std::int64_t bytes)
-      : data_(std::aligned_alloc(cpu::kImageEdgeAlignment,
-                                 (bytes / cpu::kImageEdgeAlignment + 1) * cpu::kImageEdgeAlignment)) {
+  explicit Workspace(std::int64_t bytes) {
+    constexpr std::int64_t kLine = cpu::kImageEdgeAlignment;
+    data_.reset(std::aligned_alloc(kLine, (bytes / kLine + 1) * kLine));
     STD_TORCH_CHECK(data_ != nullptr, "no memory for ", bytes, " bytes of workspace");
   }
   void* data() const { return data_.get(); }

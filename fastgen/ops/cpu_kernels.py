@@ -59,15 +59,24 @@ def _noise_wins(*arguments: Any) -> bool:
 
 
 _EDGE = "image edge (C++)"
-offer(_EDGE, ["cpp"], [CONV, TRANSPOSED], ["forward"], cpu_image_edge.forward,
-      fits=cpu_image_edge.takes_forward, expected=cpu_image_edge.wins)  # fmt: skip
-offer(_EDGE, ["cpp"], [CONV], ["masked_forward"], image_edge.masked_forward,
-      fits=cpu_image_edge.takes_masked_forward, expected=cpu_image_edge.wins)  # fmt: skip
-offer(_EDGE, ["cpp"], [CONV, TRANSPOSED], ["input_gradient"], cpu_image_edge.input_gradient,
-      fits=cpu_image_edge.takes_input_gradient, expected=cpu_image_edge.wins)  # fmt: skip
-offer(_EDGE, ["cpp"], [CONV, TRANSPOSED], ["weight_gradient"], cpu_image_edge.weight_gradient,
-      fits=cpu_image_edge.takes_weight_gradient,
-      expected=cpu_image_edge.weight_gradient_wins)  # fmt: skip
+_PICTURE = "1 to 4 channels on one side, kernel to 7, stride to 2, " + _FAST
+for _operations, _pass, _run in (
+    ([CONV, TRANSPOSED], "forward", cpu_image_edge.forward),
+    ([CONV], "masked_forward", image_edge.masked_forward),
+    ([CONV, TRANSPOSED], "input_gradient", cpu_image_edge.input_gradient),
+    ([CONV, TRANSPOSED], "weight_gradient", cpu_image_edge.weight_gradient),
+):
+    _only = "; contiguous pictures, to 64 filters" if _pass == "weight_gradient" else ""
+    offer(
+        _EDGE,
+        ["cpp"],
+        _operations,
+        [_pass],
+        _run,
+        fits=getattr(cpu_image_edge, f"takes_{_pass}"),
+        expected=cpu_image_edge.weight_gradient_wins if _only else cpu_image_edge.wins,
+        when=_PICTURE + _only,
+    )
 offer_fused(
     FUSED,
     "C++",

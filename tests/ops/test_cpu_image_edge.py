@@ -1,4 +1,4 @@
-"""Backend "cpp" at a network's image edges: gradients, accuracy, memory, versions, threads, rule."""
+"""Backend "cpp" at image edges: gradients, accuracy, memory, versions, threads, the rule."""
 
 from __future__ import annotations
 
