@@ -147,18 +147,20 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 # Times over those of oneDNN with the same fusion, contiguous / channels_last:
 #
 #     pass             dtype      3->32 64x64 4x4 s2  3->64 64x64 3x3  3->64 64x64 1x1  1->64 28x28
-#     forward          float32    1.02 / 0.90         0.68 / 0.92      0.33 / 0.72      0.95
-#     forward          bfloat16   0.70 / 0.68         0.73 / 0.89      0.49 / 1.14      0.65
-#     masked forward   float32    0.99 / 0.62         0.98 / 1.11      0.72 / 0.80      0.90
-#     masked forward   bfloat16   0.62 / 0.61         0.70 / 0.79      0.52 / 0.74      0.56
-#     input gradient   float32    0.38 / 0.35         0.27 / 0.36      1.00 / 0.54      0.40
-#     input gradient   bfloat16   0.51 / 0.37         0.39 / 0.36      0.79 / 0.71      0.46
-#     weight gradient  float32    0.88 / 1.25         0.27 / 1.06      0.58 / 2.2       0.80
-#     weight gradient  bfloat16   1.05 / 1.16         0.63 / 1.18      0.54 / 1.4       0.60
+#     forward          float32    0.98 / 0.93         0.71 / 0.96      0.32 / 0.74      0.97
+#     forward          bfloat16   0.76 / 0.70         0.76 / 0.89      0.52 / 1.14      0.67
+#     masked forward   float32    1.11 / 0.88         0.99 / 1.18      0.72 / 0.96      0.91
+#     masked forward   bfloat16   0.72 / 0.60         0.71 / 0.94      0.51 / 0.74      0.56
+#     input gradient   float32    0.45 / 0.43         0.27 / 0.34      0.79 / 0.59      0.34
+#     input gradient   bfloat16   0.60 / 0.41         0.38 / 0.35      0.79 / 0.71      0.42
+#     weight gradient  float32    1.03 / 1.19         0.80 / 0.94      0.58 / 2.97      0.81
+#     weight gradient  bfloat16   0.99 / 1.17         0.59 / 1.26      0.54 / 1.37      0.60
 #
 # Where the C library takes fresh memory for a result, more than 32 MiB, ours lies in huge pages:
-# 3->64 64x64 3x3 forward 12 against 47 ms, channels_last 10 against 23. Without instructions for
-# bfloat16, oneDNN takes 3 to 60 times as long as ours.
+# 3->64 64x64 3x3 forward 13 against 50 ms, channels_last 10 against 25, masked 18 against 51 and 14
+# against 28. Without instructions for bfloat16, oneDNN takes 3 to 60 times as long as ours.
+
+FRESH = 32 << 20  # bytes from which the C library takes fresh memory every time
 
 
 def _measured(weight: Tensor, geometry: Geometry) -> bool:
@@ -170,13 +172,29 @@ def _measured(weight: Tensor, geometry: Geometry) -> bool:
 
 
 def wins(*arguments: Any) -> bool:
-    """Whether a forward, a masked forward or an input gradient should."""
+    """Whether a forward or an input gradient should."""
     operand, weight, geometry = arguments[0], arguments[1], arguments[-1]
     if operand.dtype not in (torch.float32, torch.bfloat16) or not _measured(weight, geometry):
         return False
     one_tap = weight.shape[2] * weight.shape[3] == 1
     contiguous = not is_channels_last(operand, weight)
     return not one_tap or contiguous or operand.dtype == torch.float32
+
+
+def masked_forward_wins(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    negative_slope: float,
+    geometry: Geometry,
+) -> bool:
+    if not wins(input, weight, geometry):
+        return False
+    # In float32 both wait for memory, and oneDNN waits as well as we do.
+    few_rows = geometry.stride[0] > 1 and is_channels_last(input, weight)
+    fresh = output.numel() * output.element_size() > FRESH
+    return input.dtype == torch.bfloat16 or few_rows or fresh
 
 
 def weight_gradient_wins(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:

@@ -60,23 +60,17 @@ def _noise_wins(*arguments: Any) -> bool:
 
 _EDGE = "image edge (C++)"
 _PICTURE = "1 to 4 channels on one side, kernel to 7, stride to 2, " + _FAST
-for _operations, _pass, _run in (
-    ([CONV, TRANSPOSED], "forward", cpu_image_edge.forward),
-    ([CONV], "masked_forward", image_edge.masked_forward),
-    ([CONV, TRANSPOSED], "input_gradient", cpu_image_edge.input_gradient),
-    ([CONV, TRANSPOSED], "weight_gradient", cpu_image_edge.weight_gradient),
-):
-    _only = "; contiguous pictures, to 64 filters" if _pass == "weight_gradient" else ""
-    offer(
-        _EDGE,
-        ["cpp"],
-        _operations,
-        [_pass],
-        _run,
-        fits=getattr(cpu_image_edge, f"takes_{_pass}"),
-        expected=cpu_image_edge.weight_gradient_wins if _only else cpu_image_edge.wins,
-        when=_PICTURE + _only,
-    )
+for _operations, _pass, _run, _wins, _only in (
+    ([CONV, TRANSPOSED], "forward", cpu_image_edge.forward, cpu_image_edge.wins, ""),
+    ([CONV], "masked_forward", image_edge.masked_forward, cpu_image_edge.masked_forward_wins,
+     "; float32 with stride 2 in channels_last or from 32 MiB"),
+    ([CONV, TRANSPOSED], "input_gradient", cpu_image_edge.input_gradient, cpu_image_edge.wins, ""),
+    ([CONV, TRANSPOSED], "weight_gradient", cpu_image_edge.weight_gradient,
+     cpu_image_edge.weight_gradient_wins, "; contiguous pictures, to 64 filters"),
+):  # fmt: skip
+    _fits = getattr(cpu_image_edge, f"takes_{_pass}")
+    offer(_EDGE, ["cpp"], _operations, [_pass], _run, fits=_fits, expected=_wins,
+          when=_PICTURE + _only)  # fmt: skip
 offer_fused(
     FUSED,
     "C++",

@@ -352,10 +352,16 @@ def test_the_rule_takes_the_image_edge_where_it_was_measured_to_be_faster():
     for dtype in DTYPES:
         a, b, c = (t.to(dtype) for t in (x, w, g))
         assert chosen(CONV, "forward", a, b, None, 0.2, down) == ours
-        assert chosen(CONV, "masked_forward", a, b, None, c, 0.2, down) == ours
+        near = a.contiguous(memory_format=torch.channels_last), b, None
+        mask = c.contiguous(memory_format=torch.channels_last)
+        assert chosen(CONV, "masked_forward", *near, mask, 0.2, down) == ours
         assert chosen(CONV, "input_gradient", c, b, (16, 16), down) == ours
         assert chosen(UP, "forward", c, b, None, "tanh", up) == ours
         assert chosen(UP, "input_gradient", a, b, (8, 8), up) == ours
+    assert chosen(CONV, "masked_forward", x, w, None, g, 0.2, down) == onednn
+    many, output = torch.empty(1, 1, 1, 1), torch.empty(1, 1, 1, 1).expand(300, 512, 8, 8)
+    many = many.expand(300, 3, 16, 16)
+    assert cpu_image_edge.masked_forward_wins(many, w, None, output, 0.2, down)
     assert chosen(CONV, "weight_gradient", x, g, w, down) == ours
     assert chosen(UP, "weight_gradient", g, x, w, up) == ours
     assert chosen(CONV, "weight_gradient", last, g, w, down) == onednn
