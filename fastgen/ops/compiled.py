@@ -117,6 +117,9 @@ def cpu_version() -> str:
     return "" if isinstance(loaded, str) else str(loaded.cpu_version())
 
 
+cpu_version._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def cuda_kernels() -> list[dict[str, str | int]]:
     """Each compiled CUDA kernel for each architecture, as the CUDA compiler reported on it:
     ``name``, ``source``, ``architecture``, ``registers``, ``shared_bytes``, ``stack_bytes``,
