@@ -48,9 +48,7 @@ class Recorder(TorchDispatchMode):
         elif name in ("fastgen::image_edge_conv2d", "fastgen::image_edge_conv_transpose2d"):
             backwards = (name == "fastgen::image_edge_conv_transpose2d") != self.transposed
             self.calls["input gradient" if backwards else "forward"] += 1
-        elif name == "fastgen::image_edge_conv2d_weight_gradient":
-            self.calls["weight gradient"] += 1
-        elif name == "aten::mm":
+        elif name == "fastgen::image_edge_conv2d_weight_gradient" or name == "aten::mm":
             self.calls["weight gradient"] += 1
         for result in output if isinstance(output, tuple | list) else [output]:
             if isinstance(result, torch.Tensor) and result.dim() == 4 and len(result) == BATCH:
