@@ -8,6 +8,7 @@ the trace is run afterwards; it only tells which layer may take in which activat
 from __future__ import annotations
 
 import dis
+import gc
 import operator
 import sys
 from collections import Counter
@@ -161,7 +162,8 @@ def trace(module: nn.Module) -> fx.Graph:
 
     if _branches(forward):
         raise NotTraceable(_BRANCHES)
-    before = sys.getprofile()
+    before, collects = sys.getprofile(), gc.isenabled()
+    gc.disable()  # a callback of the collector's is not called by the forward
     try:
         with torch.random.fork_rng(devices=[]):
             sys.setprofile(note)
@@ -170,6 +172,8 @@ def trace(module: nn.Module) -> fx.Graph:
         raise NotTraceable(f"torch.fx cannot trace its forward ({type(error).__name__})") from error
     finally:
         sys.setprofile(before)
+        if collects:
+            gc.enable()
     if any(_branches(code) for code in seen if code.co_filename != __file__):
         raise NotTraceable(_BRANCHES)
     return graph

@@ -166,7 +166,7 @@ class TorchConvolution(TorchMask):
         bias = None if bias is None else bias.contiguous()
         # Its leaky ReLU of slope 0 turns NaN into 0, so ReLU is a pass of its own (2 % of a 3x3
         # layer of 64 channels).
-        none = ("none", [], "")
+        none: tuple[str, list[float], str] = ("none", [], "")
         post = {1: none, 0: none, "tanh": ("tanh", [], "")}.get(
             activation, ("leaky_relu", [activation], "")
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import threading
 
 import pytest
@@ -885,3 +886,21 @@ def test_a_model_that_is_one_layer_is_replaced():
     model, original, said = accelerated(nn.Conv2d(3, 4, 3))
     assert said["(model)"][0] == "fastgen's"
     assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+def test_what_runs_when_garbage_is_collected_is_no_part_of_a_forward():
+    """Libraries hang callbacks on the collector, and it may run in the middle of a trace."""
+
+    def branching(phase, facts):
+        return phase if facts else None
+
+    gc.callbacks.append(branching)
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        _, _, said = accelerated(Holding(F.relu))
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(branching)
+    assert said["conv"][0] == "fastgen's, with ReLU"
+    assert gc.isenabled()
