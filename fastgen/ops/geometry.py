@@ -103,6 +103,22 @@ def autocast(
 
 def is_channels_last(input: Tensor, weight: Tensor) -> bool:
     """Whether a convolution of the two answers in channels_last; either suffices."""
-    return (
-        not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
-    ) or (not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last))
+    return _runs_channels_last(input) or _runs_channels_last(weight)
+
+
+def _runs_channels_last(tensor: Tensor) -> bool:
+    """Whether memory runs N, H, W, C by the strides alone, which is PyTorch's own rule.
+
+    A picture of one channel is contiguous in both layouts; its strides still tell which one it was
+    given, and layers go on in that.
+    """
+    if tensor.dim() != 4 or 0 in tensor.shape or tensor.stride(1) == 0:
+        return False
+    least = 0
+    for dimension in (1, 3, 2, 0):
+        if tensor.stride(dimension) < least:
+            return False
+        if dimension == 0 and least == tensor.stride(1):
+            return False  # all strides before are 1: one channel, one pixel
+        least = tensor.stride(dimension) * tensor.shape[dimension]
+    return True
