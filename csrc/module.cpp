@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include "build_information.h"
+#include "ops/kept_memory.h"
 #include "cpu/capability.h"
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -73,4 +74,7 @@ PYBIND11_MODULE(_C, m) {
         "Which version of the CPU kernels runs in this process; FASTGEN_CPU may lower it.");
   m.def("cuda_kernels", &cuda_kernels,
         "Each CUDA kernel for each architecture: registers, shared memory, stack and spills.");
+  m.def("kept_bytes", &fastgen::kept_bytes,
+        "Bytes of CPU memory that are kept for results to come and belong to no tensor.");
+  m.def("forget_blocks", &fastgen::forget_blocks, "Gives those bytes back to the system.");
 }

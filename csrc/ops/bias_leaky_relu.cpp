@@ -32,9 +32,7 @@ ChannelView view_of(const Tensor& tensor, const char* name, bool per_channel) {
 
 // A result, of which every element gets written.
 Tensor result_like(const Tensor& tensor) {
-  Tensor result = torch::stable::empty_like(tensor);
-  prefer_huge_pages(result);
-  return result;
+  return in_kept_memory(torch::stable::empty_like(tensor));
 }
 
 // A gradient may arrive in another order of memory than the output has (behind a flatten, say):

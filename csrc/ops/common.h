@@ -6,7 +6,6 @@
 #pragma once
 
 #include <dlfcn.h>
-#include <sys/mman.h>
 
 #include <array>
 #include <cstdint>
@@ -21,6 +20,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include "dtype.h"
+#include "ops/kept_memory.h"
 
 namespace fastgen {
 
@@ -173,20 +173,17 @@ void run_pieces(void (*kernel)(const Call&, std::int64_t, std::int64_t), const C
       [&](std::int64_t begin, std::int64_t end) { kernel(call, begin, end); });
 }
 
-// Asks for huge pages behind a fresh tensor on the CPU. The C library gets what is larger than 32
-// MiB from the system every time, and then the first touch of each page of 4 KiB costs many times
-// what a kernel does with it: 18 ms instead of 1.4 for the 34 MB of a float32 32x64x64x64. Where the
-// system gives huge pages to all or to nobody, this changes nothing.
-inline void prefer_huge_pages(const Tensor& fresh) {
-#if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;  // fastgen/ops/cpu_kernels.py: LARGE
-  const std::int64_t bytes = fresh.numel() * fresh.element_size();
-  if (fresh.is_cuda() || bytes < static_cast<std::int64_t>(2 * kPage)) return;
-  const auto begin = reinterpret_cast<std::uintptr_t>(fresh.mutable_data_ptr());
-  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage;
-  const std::uintptr_t last = (begin + bytes) / kPage * kPage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
+// A fresh tensor on the CPU, with its memory from the kept blocks if it is large: see
+// kept_memory.h. Its values are undefined, as before. Its storage cannot be resized.
+inline Tensor in_kept_memory(const Tensor& fresh) {
+  const std::size_t bytes =
+      static_cast<std::size_t>(fresh.numel()) * static_cast<std::size_t>(fresh.element_size());
+  if (fresh.is_cuda() || bytes < kLeastKept) return fresh;
+  std::size_t size = 0;
+  void* block = take_block(bytes, &size);
+  return torch::stable::from_blob(block, fresh.sizes(), fresh.strides(), fresh.device(),
+                                  fresh.scalar_type(),
+                                  [size](void* memory) { give_block(memory, size); });
 }
 
 // The type that a CPU kernel computes in.

@@ -91,7 +91,7 @@ Tensor image_edge_conv2d_cpu(Tensor input, Tensor weight, std::optional<Tensor> 
   call.shape.dtype = cpu_dtype_of(input, "input");
   Tensor result = new_result(input, call.shape, output, channels_last);
   if (result.numel() == 0) return result;
-  prefer_huge_pages(result);
+  result = in_kept_memory(result);
 
   call.plan = image_edge_conv2d_plan(call.shape);
   call.picture = input.const_data_ptr();

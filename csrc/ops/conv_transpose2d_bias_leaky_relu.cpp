@@ -74,7 +74,7 @@ Tensor image_edge_conv_transpose2d_cpu(Tensor input, Tensor weight, std::optiona
   Tensor result = new_image(input, call.shape.batch, call.shape.channels, output_h, output_w,
                             channels_last);
   if (result.numel() == 0) return result;
-  prefer_huge_pages(result);
+  result = in_kept_memory(result);
 
   call.plan = image_edge_conv_transpose2d_plan(call.shape);
   call.map = input.const_data_ptr();

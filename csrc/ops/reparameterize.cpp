@@ -57,12 +57,10 @@ Tensor readable(const Tensor& tensor) {
 // where that layout has no even steps; `finish` then moves the values.
 struct Result {
   explicit Result(const Tensor& like)
-      : tensor(torch::stable::empty_like(like)),
+      : tensor(in_kept_memory(torch::stable::empty_like(like))),
         target(strides_of(tensor).has_value()
                    ? tensor
-                   : torch::stable::empty_like(torch::stable::contiguous(like))) {
-    prefer_huge_pages(target);
-  }
+                   : torch::stable::empty_like(torch::stable::contiguous(like))) {}
 
   Tensor finish() {
     if (!strides_of(tensor).has_value()) torch::stable::copy_(tensor, target);

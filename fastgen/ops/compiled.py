@@ -131,6 +131,21 @@ def cuda_kernels() -> list[dict[str, str | int]]:
     )
 
 
+def kept_bytes() -> int:
+    """Bytes of CPU memory that the C++ kernels keep for results to come; no tensor's now. The
+    environment variable ``FASTGEN_KEEP_MB`` limits them (default 1024, at most an eighth of the
+    machine's memory; 0 keeps nothing).
+    """
+    loaded = _module()
+    return 0 if isinstance(loaded, str) else int(loaded.kept_bytes())
+
+
+def forget_kept_memory() -> None:
+    """Give that memory back to the system; the next large results take it from there again."""
+    if not isinstance(loaded := _module(), str):
+        loaded.forget_blocks()
+
+
 def has_cutlass() -> bool:
     """Whether the CUTLASS kernels for Hopper are compiled in."""
     return bool(build_information().get("cutlass"))

@@ -156,9 +156,9 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 #     weight gradient  float32    1.03 / 1.19         0.80 / 0.94      0.58 / 2.97      0.81
 #     weight gradient  bfloat16   0.99 / 1.17         0.59 / 1.26      0.54 / 1.37      0.60
 #
-# Where the C library takes fresh memory for a result, more than 32 MiB, ours lies in huge pages:
-# 3->64 64x64 3x3 forward 13 against 50 ms, channels_last 10 against 25, masked 18 against 51 and 14
-# against 28. Without instructions for bfloat16, oneDNN takes 3 to 60 times as long as ours.
+# Where the C library takes fresh memory for a result, more than 32 MiB, ours has been there before
+# (csrc/ops/kept_memory.h): 3->64 64x64 3x3 forward 6.5 against 48 ms, channels_last 5.2 against 25.
+# Without instructions for bfloat16, oneDNN takes 3 to 60 times as long as ours.
 
 FRESH = 32 << 20  # bytes from which the C library takes fresh memory every time
 

@@ -26,8 +26,8 @@ FAST = frozenset({torch.float32, torch.bfloat16})
 _FAST = "float32, bfloat16"
 
 LARGE = 4 << 20
-"""Bytes from which a result lies in huge pages (csrc/ops/common.h). Below, a pass that PyTorch has
-in one piece takes as long there; above, half as long here.
+"""Bytes from which a result takes kept memory (csrc/ops/kept_memory.h). Below, a pass that PyTorch
+has in one piece takes as long there; above, half as long here.
 """
 
 
