@@ -84,5 +84,8 @@ def assert_as_accurate_as_torch(
             continue
         error = root_mean_square(ours_value.double() - truth)
         one_rounding = root_mean_square(moved - truth) + rounding * truth.abs().max()
-        allowed = 2 * root_mean_square(theirs_value.double() - truth) + one_rounding
+        # PyTorch's own bfloat16 second gradients are NaN now and then (torch 2.13, a transposed
+        # convolution of one pixel): then nothing but the rounding is allowed.
+        baseline_error = root_mean_square(theirs_value.double() - truth).nan_to_num(nan=0.0)
+        allowed = 2 * baseline_error + one_rounding
         assert error <= allowed, f"result {position}: off by {error:.3e}, allowed {allowed:.3e}"
