@@ -19,6 +19,8 @@ sanitizers := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-
 # libstdc++ too: without it in the preload, a C++ exception ends the process.
 preload = $$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)
 sanitized := $(CURDIR)/build/sanitize
+sanitizing = LD_PRELOAD="$(preload)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONPATH=$(sanitized) FASTGEN_REQUIRE_MODULE=$(sanitized)
 
 .PHONY: help demo test lint typecheck sanitize clean
 
@@ -38,9 +40,10 @@ test: $(VENV)/.dev lint typecheck
 sanitize: $(VENV)/.dev
 	CXXFLAGS="$(sanitizers)" LDFLAGS="$(sanitizers)" FASTGEN_BUILD=cpu FASTGEN_BUILD_DIR=$(sanitized) \
 		$(bin)/python -m build_support --into $(sanitized)
-	LD_PRELOAD="$(preload)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		PYTHONPATH=$(sanitized) FASTGEN_REQUIRE_MODULE=$(sanitized) \
-		$(bin)/pytest -q -s -n 0 -p no:cacheprovider --timeout 900 $(SANITIZE)
+	@# A read beyond a tensor, planted, has to be found.
+	! $(sanitizing) $(bin)/python tests/planted.py 2> $(sanitized)/planted.log
+	grep -q 'AddressSanitizer: heap-buffer-overflow' $(sanitized)/planted.log
+	$(sanitizing) $(bin)/pytest -q -s -n 0 -p no:cacheprovider --timeout 900 $(SANITIZE)
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check .
