@@ -20,12 +20,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from critics import CRITICS, DTYPES, build, penalty_step
-from machine import describe
-from penalty_ratio import interleaved_medians
+from critics import CRITICS, build, penalty_step
 from torch import Tensor, nn
 
 import fastgen
+from fastgen.bench import timing
+from fastgen.bench.machine import describe
+from fastgen.bench.rungs import DTYPES
 
 
 class Block(nn.Module):
@@ -111,21 +112,22 @@ def measure(name: str, task: str, dtype: torch.dtype, rounds: int) -> dict[str, 
     fastgen.accelerate(accelerated, verbose=False)
     difference = largest_difference(moved, accelerated, channels_last)
     task_of = TASKS[task]
-    medians = interleaved_medians(
+    times = timing.measure(
         {
             "eager_contiguous": task_of(plain, contiguous),
             "eager_channels_last": task_of(moved, channels_last),
             "accelerated": task_of(accelerated, channels_last),
             "accelerated_contiguous_images": task_of(copy.deepcopy(accelerated), contiguous),
         },
-        rounds,
+        device="cpu",
+        rounds=rounds,
     )
     return {
         "critic": name,
         "task": task,
         "dtype": str(dtype).removeprefix("torch."),
         "batch": count,
-        **{f"{step}_ms": round(value, 2) for step, value in medians.items()},
+        **{f"{step}_ms": round(1e3 * time.median_s, 2) for step, time in times.items()},
         "weight_gradient_difference": difference,
     }
 

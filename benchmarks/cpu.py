@@ -133,7 +133,7 @@ def measure_row(key: str, threads: int, limits: dict[str, Any], rounds: int) -> 
             row.subject(), rungs, DEVICE, rounds=rounds, obstacle=lambda r: WAYS[r.way](DEVICE)
         )
     rows = {rung["name"]: rung for rung in found["rungs"]}
-    demands = [_judged(demand, rows, found["numbers"], limits) for demand in row.demands]
+    demands = [_judged(demand, rows, found, limits) for demand in row.demands]
     return {
         "row": key, "threads": threads, "name": found["name"], "batch": found["batch"],
         "seconds": {name: rung["seconds"] for name, rung in rows.items()},
@@ -144,19 +144,25 @@ def measure_row(key: str, threads: int, limits: dict[str, Any], rounds: int) -> 
 
 
 def _judged(
-    demand: Demand, rows: dict[str, Any], numbers: int, limits: dict[str, Any]
+    demand: Demand, rows: dict[str, Any], work: dict[str, Any], limits: dict[str, Any]
 ) -> dict[str, Any]:
+    """What was reached, and what would be if fastgen's convolutions and products ran at the peak
+    that was measured and everything else took no time: no code can do more.
+    """
     ours = rows.get(demand.ours.name)
     other = demand.over if isinstance(demand.over, str) else demand.over.name
     judged = {"ours": demand.ours.name, "over": other, "target": demand.target, "reached": None}
     if ours is None:
         return judged
     if other == COPY:
-        moved = numbers * DTYPES[demand.ours.dtype].itemsize
+        moved = work["numbers"] * DTYPES[demand.ours.dtype].itemsize
         return {**judged, "reached": moved / ours["seconds"] / limits["copy_bytes_per_second"]}
     if other in rows:
         judged["reached"] = rows[other]["seconds"] / ours["seconds"]
         judged["by_wall_clock"] = rows[other]["wall_seconds"] / ours["wall_seconds"]
+        if work["operations"]:
+            least = work["operations"] / limits["operations_per_second"][demand.ours.dtype]
+            judged["at_peak"] = rows[other]["seconds"] / least
     return judged
 
 

@@ -154,6 +154,11 @@ def cpu_section(results: Results | None) -> str:
     missed = [
         f"* {row['name']}, {threads_of(row['threads'])}: {against(demand)} {reached(demand)}, "
         f"target {goal(demand)}: {judged(demand)}"
+        + (
+            f"; the machine's peak allows {at_peak(demand)}"
+            if demand.get("at_peak", demand["target"]) < demand["target"]
+            else ""
+        )
         for row in rows
         for demand in row["demands"]
         if judged(demand).startswith("missed")
@@ -171,15 +176,23 @@ def cpu_section(results: Results | None) -> str:
         f"{limits['copy_bytes_per_second'] / 1e9:.3g} GB/s with {threads_of(threads)}"
         for threads, limits in sorted(results["ceilings"].items())
     )
+    peaks = ", ".join(
+        f"{rate / 1e9:.0f} GFLOP/s in {dtype}"
+        for dtype, rate in results["ceilings"]["1"]["operations_per_second"].items()
+    )
     parts = [
         f"{title}\n\nMedians over interleaved rounds of process time, divided by the threads; "
-        f"beside them the ratio by\nthe wall clock. Measured copy bandwidth: {copies}.\n"
+        "beside them the ratio by\nthe wall clock. At the peak: what would be reached if the "
+        "convolutions and products that fastgen cannot\ndo without ran at the measured peak "
+        f"({peaks}) and all else took no\ntime; no code can do more. Measured copy bandwidth: "
+        f"{copies}.\n"
         f"{machine_line(results)}\n\n{command}\n",
         table(
-            ("what", "threads", "fastgen over", "target", "reached", "by wall clock", "verdict"),
+            ("what", "threads", "fastgen over", "target", "reached", "by wall clock",
+             "at the peak", "verdict"),
             [
                 (row["name"], row["threads"], against(demand), goal(demand), reached(demand),
-                 by_wall_clock(demand), judged(demand))
+                 by_wall_clock(demand), at_peak(demand), judged(demand))
                 for row in rows
                 for demand in row["demands"]
             ],
@@ -243,6 +256,10 @@ def reached(demand: Results) -> str:
 
 def by_wall_clock(demand: Results) -> str:
     return f"{demand['by_wall_clock']:.2f}x" if "by_wall_clock" in demand else ""
+
+
+def at_peak(demand: Results) -> str:
+    return f"{demand['at_peak']:.2f}x" if "at_peak" in demand else ""
 
 
 def judged(demand: Results) -> str:

@@ -21,7 +21,9 @@ def a_cpu_result() -> dict[str, Any]:
     return {
         "format": 1, "date": "2026-01-01",
         "machine": {"processor": "one", "cores": 2, "torch": "2", "python": "3", "commit": "c"},
-        "ceilings": {"1": {"copy_bytes_per_second": 1.7e10}},
+        "ceilings": {
+            "1": {"copy_bytes_per_second": 1.7e10, "operations_per_second": {"bfloat16": 2.3e11}},
+        },
         "rows": [
             {**row, "row": "critic", "name": "a critic's step", "seconds": {bf16: 0.25},
              "demands": [demand(bf16, eager, 2.0, 1.5)]},
