@@ -70,9 +70,21 @@ def test_a_missed_target_is_named_with_by_how_much(folder: Path) -> None:
         "* import, 1 thread: import fastgen **0.300 s**, target < 0.200 s: missed by 50 %" in page
     )
     assert "* an activation" not in page.split("Missed:")[1].split("Not measured:")[0]
-    assert "| >= 70 % | **77 %** |  | met |" in page
+    assert "| >= 70 % | **77 %** |  |  | met |" in page
     assert "* dcgan, 2 threads: failed: RuntimeError: no memory" in page
     assert "* bias, 1 thread: ONNX Runtime: it is not installed" in page
+
+
+def test_a_target_beyond_the_machines_peak_is_said_to_be(folder: Path) -> None:
+    results = a_cpu_result()
+    results["rows"][0]["demands"][0]["at_peak"] = 1.8
+    save(folder / "cpu.json", results)
+    page = write_results.page(folder)
+    assert "missed by 25 %; the machine's peak allows 1.80x" in page
+    assert "| **1.50x** |  | 1.80x | missed by 25 % |" in page
+    results["rows"][0]["demands"][0]["at_peak"] = 2.1
+    save(folder / "cpu.json", results)
+    assert "the machine's peak allows" not in write_results.page(folder)
 
 
 def test_the_readme_takes_its_numbers_from_one_thread(folder: Path) -> None:
