@@ -145,7 +145,9 @@ CASES: dict[str, Callable[[Draw], Iterator[Arguments]]] = {
 
 
 def registered(namespace: str = "fastgen") -> list[str]:
-    """The operators on tensors that a namespace holds, by name, once its module is loaded."""
+    """The operators on tensors that a namespace holds for CUDA, by name; their module is loaded
+    here.
+    """
     compiled.build_information()
     prefix = f"{namespace}::"
     return sorted(
@@ -153,6 +155,7 @@ def registered(namespace: str = "fastgen") -> list[str]:
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith(prefix)
         and any("Tensor" in str(argument.type) for argument in schema.arguments)
+        and torch._C._dispatch_has_kernel_for_dispatch_key(schema.name, "CUDA")
     )
 
 
