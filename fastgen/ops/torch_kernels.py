@@ -140,6 +140,19 @@ def _product_gains(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geomet
     return weight.numel() >= 3_000_000
 
 
+def _reads_beyond(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether oneDNN's bfloat16 weight gradient takes memory into account that is not its own: of a
+    map of one pixel, where the stride exceeds the kernel (torch 2.13; NaN where there is NaN).
+    """
+    low = input if geometry.transposed else grad
+    return (
+        input.dtype == torch.bfloat16
+        and input.device.type == "cpu"
+        and low.shape[2] * low.shape[3] == 1
+        and any(s > k for s, k in zip(geometry.stride, weight.shape[2:], strict=True))
+    )
+
+
 class TorchConvolution(TorchMask):
     """Convolution and transposed convolution by `aten::convolution` and
     `aten::convolution_backward`.
@@ -225,6 +238,11 @@ class TorchConvolution(TorchMask):
     def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         if _product_gains(input, grad, weight, geometry):
             return weight_gradient_by_product(input, grad, weight, geometry)
+        if _reads_beyond(input, grad, weight, geometry):
+            wide = TorchConvolution.weight_gradient(
+                input.float(), grad.float(), weight.float(), geometry
+            )
+            return wide.to(weight.dtype)
         stride, padding, dilation, groups, transposed, output_padding = geometry
         result: Tensor = aten.convolution_backward(
             grad,

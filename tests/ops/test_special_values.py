@@ -162,3 +162,20 @@ def test_subnormal_numbers_are_kept(name, dtype):
     z = fastgen.ops.reparameterize(mu, torch.full_like(mu, -INFINITY), seed=1, backend=name)
     reached = (z - mu).abs()
     assert (reached < 1e-30).all()  # a deviation of 0, or of the least that the kernels compute
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 2), (2, 3), (1, 3)])
+def test_a_weight_gradient_of_one_pixel_takes_no_foreign_memory(kernel, stride, transposed):
+    """oneDNN's in bfloat16 does, where the stride exceeds the kernel: poison lies around."""
+    name = UP if transposed else CONV
+    for _ in range(20):
+        shape = (1, 16, 1, 1) if transposed else (1, 2, kernel, kernel)
+        x = torch.randn(shape).bfloat16()
+        w = torch.randn(16, 2, kernel, kernel).bfloat16().requires_grad_()
+        for count in (1, 4, 16, 64, 256, 1024):
+            poison = [torch.full((count,), NAN) for _ in range(12)]
+            del poison
+        y = getattr(fastgen.ops, name)(x, w, None, stride, backend="torch")
+        (gradient,) = torch.autograd.grad(y.sum(), w)
+        assert gradient.isfinite().all()
