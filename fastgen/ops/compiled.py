@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -129,6 +129,11 @@ def cuda_kernels() -> list[dict[str, str | int]]:
     return (
         [] if isinstance(loaded, str) else cast("list[dict[str, str | int]]", loaded.cuda_kernels())
     )
+
+
+def operators() -> Any:
+    """`torch.ops.fastgen`; the module that holds it is loaded when its backend is looked for."""
+    return torch.ops.fastgen
 
 
 def kept_bytes() -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import compiled, image_edge
+from .compiled import operators
 from .convolution import Activation
 from .fused_kernels import FusedKernels, computes, offer_fused
 from .geometry import Geometry
@@ -23,12 +24,6 @@ from .layouts import is_channels_last_like
 from .routing import offer
 
 CONV, TRANSPOSED = "conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"
-
-
-def operators() -> Any:
-    """`torch.ops.fastgen`; the module that holds it is loaded when the backend is found there."""
-    return torch.ops.fastgen
-
 
 FUSED = FusedKernels(operators)
 

@@ -12,17 +12,13 @@ import torch
 from torch import Tensor
 
 from . import compiled, image_edge
+from .compiled import operators
 from .convolution import Activation
 from .geometry import Geometry, is_channels_last
 from .layouts import is_channels_last_like, is_dense
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
-CHANNELS = 4  # of a picture, at most
 KERNEL = 16  # rows or columns, at most; csrc/cpu/image_edge.h has the same number
-
-
-def _operators() -> Any:
-    return torch.ops.fastgen
 
 
 # --- the passes ---
@@ -54,7 +50,7 @@ def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geome
     """wgrad(input, grad) in the layout of `weight`."""
     picture, other = (grad, input) if geometry.transposed else (input, grad)
     last = is_channels_last_like(weight) and not weight.is_contiguous()
-    result: Tensor = _operators().image_edge_conv2d_weight_gradient(
+    result: Tensor = operators().image_edge_conv2d_weight_gradient(
         picture, _dense(other, channels_last=is_channels_last_like(picture)), *weight.shape[2:],
         *geometry.stride, *geometry.padding, last,
     )  # fmt: skip
@@ -95,10 +91,11 @@ def takes_masked_forward(
     negative_slope: float,
     geometry: Geometry,
 ) -> bool:
-    if geometry.transposed or not _takes(input, weight, geometry):
-        return False
-    last = is_channels_last(input, weight)
-    return is_channels_last_like(output) if last else output.is_contiguous()
+    return (
+        not geometry.transposed
+        and _takes(input, weight, geometry)
+        and image_edge.is_twin_of_result(output, input, weight)
+    )
 
 
 def takes_input_gradient(
@@ -134,7 +131,7 @@ def _within_stride(size: tuple[int, int], map: Tensor, weight: Tensor, geometry:
 def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     return (
         operand.dtype in DTYPES
-        and weight.shape[1] <= CHANNELS
+        and weight.shape[1] <= image_edge.CHANNELS
         and geometry.groups == 1
         and geometry.dilation == (1, 1)
         and max(weight.shape[2:]) <= KERNEL

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from . import cpu_image_edge, image_edge
-from .compiled_kernels import CONV, TRANSPOSED, operators
+from .compiled import operators
+from .compiled_kernels import CONV, TRANSPOSED
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
 from .routing import offer
 

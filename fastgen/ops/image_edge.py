@@ -13,11 +13,9 @@ either are again one of the two. So two operators compute five passes:
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
+from .compiled import operators
 from .convolution import Activation
 from .geometry import Geometry, is_channels_last
 from .layouts import is_channels_last_like, is_dense
@@ -28,10 +26,6 @@ KERNEL = 7  # rows or columns, at most
 STRIDE = 4
 
 _INDICES = 2**31  # within one image, with room for its borders
-
-
-def _operators() -> Any:
-    return torch.ops.fastgen
 
 
 def forward(
@@ -82,10 +76,9 @@ def _convolved(
     negative_slope: float,
     geometry: Geometry,
 ) -> Tensor:
-    last = is_channels_last(input, weight)
-    result: Tensor = _operators().image_edge_conv2d(
+    result: Tensor = operators().image_edge_conv2d(
         input, weight, bias, output, negative_slope, *geometry.stride, *geometry.padding,
-        last, allow_tf32(),
+        is_channels_last(input, weight), allow_tf32(),
     )  # fmt: skip
     return result
 
@@ -99,7 +92,7 @@ def _transposed(
     geometry: Geometry,
 ) -> Tensor:
     tanh = activation == "tanh"
-    result: Tensor = _operators().image_edge_conv_transpose2d(
+    result: Tensor = operators().image_edge_conv_transpose2d(
         input, weight, bias, 1.0 if tanh else activation, tanh, *geometry.stride,
         *geometry.padding, *size, is_channels_last(input, weight), allow_tf32(),
     )  # fmt: skip
@@ -133,8 +126,15 @@ def takes_masked_forward(
     negative_slope: float,
     geometry: Geometry,
 ) -> bool:
-    if geometry.transposed or not takes_convolution(input, weight, geometry):
-        return False
+    return (
+        not geometry.transposed
+        and takes_convolution(input, weight, geometry)
+        and is_twin_of_result(output, input, weight)
+    )
+
+
+def is_twin_of_result(output: Tensor, input: Tensor, weight: Tensor) -> bool:
+    """Whether memory of `output` runs as that of the convolution's result will."""
     last = is_channels_last(input, weight)
     return is_channels_last_like(output) if last else output.is_contiguous()
 

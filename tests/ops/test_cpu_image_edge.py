@@ -15,7 +15,7 @@ from convolution_cases import LAYOUTS, SLOPES, tensors
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastgen
-from fastgen.ops import backend, compiled, cpu_image_edge, reference
+from fastgen.ops import backend, compiled, cpu_image_edge, image_edge, reference
 from fastgen.ops.geometry import Geometry
 from fastgen.ops.layouts import same_order
 
@@ -58,8 +58,8 @@ def counted(monkeypatch):
             used.append(name)
             return getattr(torch.ops.fastgen, name)
 
-    for module in (cpu_image_edge, cpu_image_edge.image_edge):
-        monkeypatch.setattr(module, "_operators", Operators)
+    for module in (cpu_image_edge, image_edge):
+        monkeypatch.setattr(module, "operators", Operators)
     return used
 
 

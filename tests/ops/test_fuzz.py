@@ -14,22 +14,14 @@ import pytest
 import torch
 from accuracy import assert_as_accurate_as_torch, derivatives, exact_reparameterize_kl
 from convolution_cases import LAYOUTS, SLOPES, geometries, tensors
+from cpu_backends import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import fastgen
-from fastgen.ops import backend, reference
+from fastgen.ops import reference
 
-BACKENDS = [
-    "auto",
-    *(
-        name
-        for name, entry in backend.BACKENDS.items()
-        # Triton's interpreter takes seconds a call; tests/kernels has its own cases.
-        if name != "triton" and entry.runs_on("cpu", by_name=True) and entry.missing() is None
-    ),
-]
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 CONV, UP = "conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"
 

@@ -32,7 +32,7 @@ USED: set[str] = set()
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
     """Backend "cpp" by the stand-in where it takes the call, by plain PyTorch elsewhere."""
-    monkeypatch.setattr(image_edge, "_operators", lambda: operators)
+    monkeypatch.setattr(image_edge, "operators", lambda: operators)
     monkeypatch.setattr(routing, "CANDIDATES", {})
     entry = backend.BACKENDS["cpp"]
     there = backend.Backend("cpp", entry.summary, entry.device_types, lambda: None)

@@ -10,17 +10,7 @@ import sys
 import textwrap
 
 import pytest
-
-from fastgen.ops import backend
-
-BACKENDS = [
-    "auto",
-    *(
-        name
-        for name, entry in backend.BACKENDS.items()
-        if name != "triton" and entry.runs_on("cpu", by_name=True) and entry.missing() is None
-    ),
-]
+from cpu_backends import BACKENDS
 
 SHARED = """
 import sys
