@@ -4,7 +4,7 @@
 
 #include "cpu/conv_transpose2d_bias_leaky_relu.h"
 
-#include "cpu/image_edge_product.h"
+#include "cpu/product.h"
 #include "cpu/image_edge_rows.h"
 
 namespace fastgen::cpu::FASTGEN_CPU {

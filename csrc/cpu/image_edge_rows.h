@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/image_edge.h"
-#include "cpu/image_edge_product.h"
+#include "cpu/product.h"
 
 FASTGEN_BEGIN
 

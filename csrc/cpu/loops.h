@@ -13,6 +13,13 @@
 #define FASTGEN_INDEPENDENT
 #endif
 
+// Before loops over registers: only unrolled early do arrays of vectors stay out of memory.
+#if defined(__clang__)
+#define FASTGEN_UNROLLED _Pragma("unroll")
+#else
+#define FASTGEN_UNROLLED _Pragma("GCC unroll 16")
+#endif
+
 FASTGEN_BEGIN
 
 template <typename T>

@@ -59,9 +59,15 @@ inline Vector<T> load(const T* from) {
 }
 
 inline Vector<float> load(const BFloat16* from) {
+#if defined(__AVX512F__)
+  __m256i half;
+  __builtin_memcpy(&half, from, sizeof(half));
+  return reinterpret_cast<Vector<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+#else
   HalfBits bits;
   __builtin_memcpy(&bits, from, sizeof(bits));
   return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, WordBits) << 16);
+#endif
 }
 
 template <typename T>

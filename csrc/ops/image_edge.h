@@ -84,7 +84,7 @@ constexpr std::int64_t kGrainOperations = 1000000;
 // Runs a kernel over the pieces of its plan on torch's threads.
 template <typename Call>
 void run_plan(void (*kernel)(const Call&, std::int64_t, std::int64_t, void*), const Call& call) {
-  const cpu::ImageEdgePlan& plan = call.plan;
+  const auto& plan = call.plan;
   const std::int64_t grain = kGrainOperations / plan.piece_operations + 1;
   const auto run = [&](std::int64_t begin, std::int64_t end) {
     const Workspace scratch(plan.scratch_bytes);

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu_image_edge, image_edge
+from . import cpu_image_edge, cpu_winograd, image_edge
 from .compiled import operators
 from .compiled_kernels import CONV, TRANSPOSED
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
@@ -72,6 +72,11 @@ for _operations, _pass, _run, _wins, _only in (
     _fits = getattr(cpu_image_edge, f"takes_{_pass}")
     offer(_EDGE, ["cpp"], _operations, [_pass], _run, fits=_fits, expected=_wins,
           when=_PICTURE + _only)  # fmt: skip
+_WIDE = f"3x3 with stride 1 or 4x4 with stride 2, channels_last, {_FAST}"
+for _pass in ("forward", "masked_forward", "input_gradient", "weight_gradient"):
+    offer("Winograd (C++)", ["cpp"], [CONV, TRANSPOSED], [_pass], getattr(cpu_winograd, _pass),
+          fits=getattr(cpu_winograd, f"takes_{_pass}"), expected=cpu_winograd.wins,
+          when=_WIDE)  # fmt: skip
 offer_fused(
     FUSED,
     "C++",

@@ -124,6 +124,51 @@ def image_edge_conv_transpose2d(
     return _pictures(input, shape, channels_last=channels_last)
 
 
+def winograd_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor | None,
+    negative_slope: float,
+    stride: int,
+    padding_h: int,
+    padding_w: int,
+) -> Tensor:
+    height = _size(input.shape[2], weight.shape[2], stride, padding_h)
+    width = _size(input.shape[3], weight.shape[3], stride, padding_w)
+    shape = (input.shape[0], weight.shape[0], height, width)
+    return _pictures(input, shape, channels_last=True)
+
+
+def winograd_conv2d_weight_gradient(
+    input: Tensor,
+    grad: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride: int,
+    padding_h: int,
+    padding_w: int,
+    channels_last: bool,
+) -> Tensor:
+    shape = (grad.shape[1], input.shape[1], kernel_h, kernel_w)
+    return _pictures(input, shape, channels_last=channels_last)
+
+
+def winograd_conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    negative_slope: float,
+    stride: int,
+    padding_h: int,
+    padding_w: int,
+    output_h: int,
+    output_w: int,
+) -> Tensor:
+    shape = (input.shape[0], weight.shape[1], output_h, output_w)
+    return _pictures(input, shape, channels_last=True)
+
+
 def hopper_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -156,6 +201,9 @@ OPERATORS = (
     image_edge_conv2d,
     image_edge_conv2d_weight_gradient,
     image_edge_conv_transpose2d,
+    winograd_conv2d,
+    winograd_conv2d_weight_gradient,
+    winograd_conv_transpose2d,
 )
 CUTLASS_OPERATORS = (hopper_conv2d,)
 

@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 INTEGERS = {2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 KERNELS = (
-    "image_edge_product",
+    "product",
     "conv2d_bias_leaky_relu",
     "conv2d_bias_leaky_relu_weight",
     "conv_transpose2d_bias_leaky_relu",

@@ -53,7 +53,12 @@ CALLS = [
 ]
 
 
-CPU_ALONE = {"image_edge_conv2d_weight_gradient"}  # a GPU has cuDNN's and Triton's
+CPU_ALONE = {  # a GPU has cuDNN's and Triton's
+    "image_edge_conv2d_weight_gradient",
+    "winograd_conv2d",
+    "winograd_conv2d_weight_gradient",
+    "winograd_conv_transpose2d",
+}
 
 
 def listed(results):

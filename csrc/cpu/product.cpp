@@ -1,13 +1,6 @@
-// Register tiles of the product in image_edge_product.h.
+// Register tiles of the product in product.h.
 
-#include "cpu/image_edge_product.h"
-
-// Before loops over registers: only unrolled early do arrays of vectors stay out of memory.
-#if defined(__clang__)
-#define FASTGEN_UNROLLED _Pragma("unroll")
-#else
-#define FASTGEN_UNROLLED _Pragma("GCC unroll 16")
-#endif
+#include "cpu/product.h"
 
 namespace fastgen::cpu::FASTGEN_CPU {
 namespace {

@@ -1,0 +1,193 @@
+// The kernel behind conv2d_bias_leaky_relu_winograd.h: transformed inputs, a row per tile, times the
+// transformed weight, a column per filter, at each point.
+
+#include "cpu/conv2d_bias_leaky_relu_winograd.h"
+
+#include "cpu/winograd_transforms.h"
+
+namespace fastgen::cpu::FASTGEN_CPU {
+namespace {
+
+template <typename T>
+using Element = typename Format<T>::Element;
+
+// Elements of a panel of the transformed weight.
+template <typename W>
+std::int64_t panel_size(const WinogradShape& shape) {
+  return W::kPoints * W::kPoints *
+         winograd::padded_plane(W::kStride * W::kStride * shape.channels * kWinogradPanel);
+}
+
+std::int64_t lanes_of(const WinogradShape& shape, std::int64_t panel) {
+  return winograd::at_most(shape.filters - panel * kWinogradPanel, kWinogradPanel);
+}
+
+template <typename W, typename T>
+void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
+  auto* packed = static_cast<Element<T>*>(call.packed);
+  for (std::int64_t panel = begin; panel < end; ++panel) {
+    transform_weight<W, T, true>(call, panel * kWinogradPanel, lanes_of(call.shape, panel), 0,
+                                 packed + panel * panel_size<W>(call.shape));
+  }
+}
+
+// The convolution as it is defined, of one pixel and filter, for what is not finite otherwise: an
+// infinity or NaN of one input would reach both outputs of its tile. A NaN cannot become anything
+// else.
+template <typename W, typename T>
+Wide<T> defined(const WinogradCall& call, std::int64_t image, std::int64_t row,
+                std::int64_t column, std::int64_t filter) {
+  constexpr int kKernel = W::kStride * W::kTaps;
+  const WinogradShape& shape = call.shape;
+  const T* input = static_cast<const T*>(call.input);
+  const T* weight = static_cast<const T*>(call.weight) + filter * call.weight_strides[0];
+  Wide<T> sum = 0;
+  for (int i = 0; i < kKernel && sum == sum; ++i) {
+    for (int j = 0; j < kKernel; ++j) {
+      const std::int64_t h = row * W::kStride + i - shape.padding_h;
+      const std::int64_t w = column * W::kStride + j - shape.padding_w;
+      if (h < 0 || h >= shape.height || w < 0 || w >= shape.width) continue;
+      const T* from = input + ((image * shape.height + h) * shape.width + w) * shape.channels;
+      const T* tap = weight + i * call.weight_strides[2] + j * call.weight_strides[3];
+      for (std::int64_t c = 0; c < shape.channels; ++c) {
+        sum += widen<T>(from[c]) * widen<T>(tap[c * call.weight_strides[1]]);
+      }
+    }
+  }
+  return sum;
+}
+
+// Sums at the points, a tile's kWinogradPanel apart, into the map.
+template <typename W, typename T>
+void finish(const WinogradCall& call, Tile tile, std::int64_t tiles, std::int64_t panel,
+            const Wide<T>* sums, std::int64_t plane) {
+  constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints * W::kPoints;
+  const WinogradShape& shape = call.shape;
+  const std::int64_t lanes = lanes_of(shape, panel), first = panel * kWinogradPanel;
+  const Vector<Wide<T>> slope = all(static_cast<Wide<T>>(call.slope));
+  const T* bias = static_cast<const T*>(call.bias);
+  const T* output = static_cast<const T*>(call.output);
+  T* result = static_cast<T*>(call.result);
+  for (std::int64_t t = 0; t < tiles; ++t, tile = next_tile(shape, tile)) {
+    const std::int64_t row = 2 * tile.row, column = 2 * tile.column;
+    const bool next_row = row + 1 < shape.map_height, next_column = column + 1 < shape.map_width;
+    const bool inside[4] = {true, next_column, next_row, next_row && next_column};
+    const std::int64_t place =
+        ((tile.image * shape.map_height + row) * shape.map_width + column) * shape.filters + first;
+    const std::int64_t right = shape.filters, down = shape.map_width * shape.filters;
+    const std::int64_t at[4] = {place, place + right, place + down, place + down + right};
+    for (std::int64_t l = 0; l < lanes; l += kWidth) {
+      Vector<Wide<T>> in[kPoints], out[4];
+      FASTGEN_UNROLLED
+      for (int p = 0; p < kPoints; ++p) in[p] = load(sums + p * plane + t * kWinogradPanel + l);
+      transform<typename W::Output>(in, out);
+      if (!all_finite(out)) {
+        for (int i = 0; i < 4; ++i) {
+          Wide<T> exact[kWidth];
+          for (int k = 0; inside[i] && k < kWidth; ++k) {
+            exact[k] = out[i][k] - out[i][k] == 0
+                           ? out[i][k]
+                           : defined<W, T>(call, tile.image, row + i / 2, column + i % 2,
+                                           first + l + k);
+          }
+          if (inside[i]) out[i] = load(exact);
+        }
+      }
+      const Vector<Wide<T>> shift = bias == nullptr ? Vector<Wide<T>>{} : load(bias + first + l);
+      FASTGEN_UNROLLED
+      for (int i = 0; i < 4; ++i) {
+        if (!inside[i]) continue;
+        const Vector<Wide<T>> sum = bias == nullptr ? out[i] : out[i] + shift;
+        store(result + at[i] + l,
+              output == nullptr
+                  ? leaky_relu_lanes<Wide<T>>(sum, slope)
+                  : leaky_relu_mask_lanes<Wide<T>>(sum, load(output + at[i] + l), slope));
+      }
+    }
+  }
+}
+
+template <typename W, typename T>
+void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
+  using F = Format<T>;
+  constexpr int kPhases = W::kStride * W::kStride, kPoints = W::kPoints * W::kPoints;
+  const WinogradShape& shape = call.shape;
+  const WinogradPlan& plan = call.plan;
+  const std::int64_t depth = kPhases * shape.channels, row = winograd::padded_row(depth);
+  const std::int64_t all = shape.batch * winograd::tile_rows(shape) * winograd::tile_columns(shape);
+  const std::int64_t plane = winograd::padded_plane(plan.tiles * row);
+  const std::int64_t sums_plane = winograd::padded_plane(plan.tiles * kWinogradPanel);
+  const std::int64_t weight_plane = winograd::padded_plane(depth * kWinogradPanel);
+  // Scratch memory: pixels of nothing, sums, transformed tiles, a panel of the weight.
+  char* free = static_cast<char*>(scratch);
+  const auto take = [&](std::int64_t count) {
+    void* taken = free;
+    free += winograd::bytes(shape, count);
+    return taken;
+  };
+  auto* zeros = static_cast<T*>(take(shape.channels));
+  auto* sums = static_cast<Wide<T>*>(take(kPoints * sums_plane));
+  auto* tiles = static_cast<Element<T>*>(take(kPoints * plane));
+  auto* own_panel = static_cast<Element<T>*>(static_cast<void*>(free));
+  for (std::int64_t c = 0; c < shape.channels; ++c) zeros[c] = T{};
+
+  for (std::int64_t piece = begin; piece < end; ++piece) {
+    const std::int64_t block = piece / plan.groups, group = piece % plan.groups;
+    const std::int64_t first = block * plan.tiles;
+    const std::int64_t count = winograd::at_most(all - first, plan.tiles);
+    const Tile tile = tile_of(shape, first);
+    transform_rows<typename W::Input, T, kPhases>(
+        shape, tile, count, shape.channels,
+        [&](Tile one, int phase) { return inputs_of<W, T>(call, one, phase, 0, zeros); },
+        [&](Tile one) { expect_inputs<W, T>(call, one, 0, shape.channels); }, tiles, plane, row);
+    const std::int64_t end_panel = (group + 1) * plan.panels / plan.groups;
+    for (std::int64_t panel = group * plan.panels / plan.groups; panel < end_panel; ++panel) {
+      const Element<T>* weight = own_panel;
+      const std::int64_t lanes = lanes_of(shape, panel);
+      if (call.packed != nullptr) {
+        weight = static_cast<const Element<T>*>(call.packed) + panel * panel_size<W>(shape);
+      } else {
+        transform_weight<W, T, true>(call, panel * kWinogradPanel, lanes, 0, own_panel);
+      }
+      for (int p = 0; p < kPoints; ++p) {
+        multiply({tiles + p * plane, count, row, 1, 0, depth, F::kElements,
+                  weight + p * weight_plane, kWinogradPanel,
+                  lanes / kLanes<Wide<T>>, sums + p * sums_plane, kWinogradPanel, false});
+      }
+      finish<W, T>(call, tile, count, panel, sums, sums_plane);
+    }
+  }
+}
+
+template <typename T>
+void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
+  return call.shape.stride == 2 ? pack<Winograd4x4, T>(call, begin, end)
+                                : pack<Winograd3x3, T>(call, begin, end);
+}
+
+template <typename T>
+void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
+  return call.shape.stride == 2 ? run<Winograd4x4, T>(call, begin, end, scratch)
+                                : run<Winograd3x3, T>(call, begin, end, scratch);
+}
+
+}  // namespace
+
+void winograd_conv2d_pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
+  switch (call.shape.dtype) {
+    case Dtype::float32: return pack<float>(call, begin, end);
+    case Dtype::float64: return pack<double>(call, begin, end);
+    default: return pack<BFloat16>(call, begin, end);
+  }
+}
+
+void winograd_conv2d(const WinogradCall& call, std::int64_t begin, std::int64_t end,
+                     void* scratch) {
+  switch (call.shape.dtype) {
+    case Dtype::float32: return run<float>(call, begin, end, scratch);
+    case Dtype::float64: return run<double>(call, begin, end, scratch);
+    default: return run<BFloat16>(call, begin, end, scratch);
+  }
+}
+
+}  // namespace fastgen::cpu::FASTGEN_CPU

@@ -1,0 +1,163 @@
+// The kernel behind conv2d_bias_leaky_relu_winograd_weight.h: transformed inputs, a column per tile,
+// times transformed tiles of the map, a row each, at each point.
+
+#include "cpu/conv2d_bias_leaky_relu_winograd_weight.h"
+
+#include "cpu/winograd_transforms.h"
+
+namespace fastgen::cpu::FASTGEN_CPU {
+namespace {
+
+template <typename T>
+using Element = typename Format<T>::Element;
+
+// The weight gradient as it is defined, of one tap, for what is not finite otherwise. A NaN cannot
+// become anything else.
+template <typename W, typename T>
+Wide<T> defined(const WinogradCall& call, std::int64_t filter, std::int64_t channel, int i, int j) {
+  const WinogradShape& shape = call.shape;
+  const T* input = static_cast<const T*>(call.input) + channel;
+  const T* map = static_cast<const T*>(call.map) + filter;
+  Wide<T> sum = 0;
+  for (std::int64_t n = 0; n < shape.batch; ++n) {
+    for (std::int64_t p = 0; p < shape.map_height && sum == sum; ++p) {
+      const std::int64_t h = p * W::kStride + i - shape.padding_h;
+      if (h < 0 || h >= shape.height) continue;
+      for (std::int64_t q = 0; q < shape.map_width; ++q) {
+        const std::int64_t w = q * W::kStride + j - shape.padding_w;
+        if (w < 0 || w >= shape.width) continue;
+        sum += widen<T>(input[((n * shape.height + h) * shape.width + w) * shape.channels]) *
+               widen<T>(map[((n * shape.map_height + p) * shape.map_width + q) * shape.filters]);
+      }
+    }
+  }
+  return sum;
+}
+
+// Sums of a panel at the points, kWinogradPanel a row, into the weight gradient.
+template <typename W, typename T>
+void finish(const WinogradCall& call, std::int64_t first_channel, std::int64_t channels,
+            std::int64_t panel, const Wide<T>* sums, std::int64_t plane) {
+  constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints * W::kPoints;
+  constexpr int kTaps = W::kTaps * W::kTaps, kPhases = W::kStride * W::kStride;
+  const std::int64_t first = panel * kWinogradPanel;
+  const std::int64_t lanes = winograd::at_most(call.shape.filters - first, kWinogradPanel);
+  for (std::int64_t l = 0; l < lanes; l += kWidth) {
+    for (std::int64_t c = 0; c < channels; c += kWidth) {
+      Vector<Wide<T>> taps[kWidth * kPhases * kTaps];
+      for (int d = 0; d < kWidth; ++d) {
+        for (int phase = 0; phase < kPhases; ++phase) {
+          const Wide<T>* from = sums + (phase * call.plan.block_channels + c + d) * kWinogradPanel;
+          Vector<Wide<T>> in[kPoints], out[kTaps];
+          FASTGEN_UNROLLED
+          for (int p = 0; p < kPoints; ++p) in[p] = load(from + p * plane + l);
+          transform<Transposed<typename W::Weight>>(in, out);
+          Vector<Wide<T>>* to = taps + (d * kPhases + phase) * kTaps;
+          for (int tap = 0; tap < kTaps; ++tap) to[tap] = out[tap];
+          if (all_finite(out)) continue;
+          for (int tap = 0; tap < kTaps; ++tap) {
+            const int i = phase / W::kStride + tap / W::kTaps * W::kStride;
+            const int j = phase % W::kStride + tap % W::kTaps * W::kStride;
+            Wide<T> exact[kWidth];
+            for (int k = 0; k < kWidth; ++k) {
+              exact[k] = out[tap][k] - out[tap][k] == 0
+                             ? out[tap][k]
+                             : defined<W, T>(call, first + l + k, first_channel + c + d, i, j);
+            }
+            to[tap] = load(exact);
+          }
+        }
+      }
+      store_taps<W, T>(taps, call.result_strides,
+                    static_cast<T*>(call.result) + (first + l) * call.result_strides[0] +
+                        (first_channel + c) * call.result_strides[1]);
+    }
+  }
+}
+
+template <typename W, typename T>
+void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
+  using F = Format<T>;
+  constexpr int kPhases = W::kStride * W::kStride, kPoints = W::kPoints * W::kPoints;
+  constexpr int kElements = F::kElements;
+  const WinogradShape& shape = call.shape;
+  const WinogradPlan& plan = call.plan;
+  const std::int64_t all = shape.batch * winograd::tile_rows(shape) * winograd::tile_columns(shape);
+  const std::int64_t numbers = kPhases * plan.block_channels;
+  const std::int64_t most_panels = ceil_div(plan.panels, plan.groups);
+  const std::int64_t input_plane = winograd::padded_plane(plan.tiles * numbers);
+  const std::int64_t panel_size = plan.tiles * kWinogradPanel;
+  const std::int64_t map_plane = winograd::padded_plane(most_panels * panel_size);
+  const std::int64_t sums_panel = numbers * kWinogradPanel;
+  const std::int64_t sums_plane = winograd::padded_plane(most_panels * sums_panel);
+  // Scratch memory: pixels of nothing, sums, transformed inputs, transformed tiles of the map.
+  char* free = static_cast<char*>(scratch);
+  const auto take = [&](std::int64_t count) {
+    void* taken = free;
+    free += winograd::bytes(shape, count);
+    return taken;
+  };
+  const std::int64_t most_channels = winograd::at_least(shape.channels, shape.filters);
+  auto* zeros = static_cast<T*>(take(most_channels));
+  auto* sums = static_cast<Wide<T>*>(take(kPoints * sums_plane));
+  auto* inputs = static_cast<Element<T>*>(take(kPoints * input_plane));
+  auto* maps = static_cast<Element<T>*>(take(kPoints * map_plane));
+  for (std::int64_t c = 0; c < most_channels; ++c) zeros[c] = T{};
+
+  for (std::int64_t piece = begin; piece < end; ++piece) {
+    const std::int64_t block = piece / plan.groups, group = piece % plan.groups;
+    const std::int64_t channel = block * plan.block_channels;
+    const std::int64_t channels = winograd::at_most(shape.channels - channel, plan.block_channels);
+    const std::int64_t first_panel = group * plan.panels / plan.groups;
+    const std::int64_t panels = (group + 1) * plan.panels / plan.groups - first_panel;
+    const std::int64_t filter = first_panel * kWinogradPanel;
+    const std::int64_t filters =
+        winograd::at_most(shape.filters - filter, panels * kWinogradPanel);
+    for (std::int64_t first = 0; first < all; first += plan.tiles) {
+      const std::int64_t count = winograd::at_most(all - first, plan.tiles);
+      const Tile tile = tile_of(shape, first);
+      transform_steps<typename W::Input, T, kPhases>(
+          shape, tile, count, channels,
+          [&](Tile one, int phase) { return inputs_of<W, T>(call, one, phase, channel, zeros); },
+          [&](Tile one) { expect_inputs<W, T>(call, one, channel, channels); }, inputs,
+          input_plane, numbers, plan.block_channels, 0);
+      transform_steps<Transposed<typename W::Output>, T, 1>(
+          shape, tile, count, filters,
+          [&](Tile one, int) { return map_of<T>(call, one, filter, zeros); },
+          [](Tile) {}, maps, map_plane, kWinogradPanel, 0, panel_size);
+      for (int p = 0; p < kPoints; ++p) {
+        for (std::int64_t panel = 0; panel < panels; ++panel) {
+          const std::int64_t lanes =
+              winograd::at_most(filters - panel * kWinogradPanel, kWinogradPanel);
+          multiply({inputs + p * input_plane, numbers, kElements, 1, 0, count,
+                    numbers * kElements, maps + p * map_plane + panel * panel_size, kWinogradPanel,
+                    lanes / kLanes<Wide<T>>, sums + p * sums_plane + panel * sums_panel,
+                    kWinogradPanel, first > 0});
+        }
+      }
+    }
+    for (std::int64_t panel = 0; panel < panels; ++panel) {
+      finish<W, T>(call, channel, channels, first_panel + panel, sums + panel * sums_panel,
+                   sums_plane);
+    }
+  }
+}
+
+template <typename T>
+void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
+  return call.shape.stride == 2 ? run<Winograd4x4, T>(call, begin, end, scratch)
+                                : run<Winograd3x3, T>(call, begin, end, scratch);
+}
+
+}  // namespace
+
+void winograd_conv2d_weight(const WinogradCall& call, std::int64_t begin, std::int64_t end,
+                            void* scratch) {
+  switch (call.shape.dtype) {
+    case Dtype::float32: return run<float>(call, begin, end, scratch);
+    case Dtype::float64: return run<double>(call, begin, end, scratch);
+    default: return run<BFloat16>(call, begin, end, scratch);
+  }
+}
+
+}  // namespace fastgen::cpu::FASTGEN_CPU

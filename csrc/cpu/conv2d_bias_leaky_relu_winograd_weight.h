@@ -1,0 +1,47 @@
+// The weight gradient of a convolution by Winograd's method. With the roles of input and gradient
+// swapped it is that of a transposed convolution.
+#pragma once
+
+#include "cpu/winograd_plan.h"
+
+namespace fastgen::cpu {
+
+//   result[k, c, i, j] = sum over n, p, q of map[n, k, p, q] *
+//                        input[n, c, p * s + i - padding_h, q * s + j - padding_w]
+//
+// A block is input channels, a panel is filters. Sums are in float32, and in float64 for float64;
+// where the CPU multiplies bfloat16, transformed numbers are rounded to it.
+FASTGEN_KERNEL(Winograd, winograd_conv2d_weight)  // pieces begin ... end - 1
+
+}  // namespace fastgen::cpu
+
+FASTGEN_BEGIN
+
+inline cpu::WinogradPlan winograd_conv2d_weight_plan(const cpu::WinogradShape& shape,
+                                                     std::int64_t threads) {
+  using namespace winograd;
+  // Sums over so many tiles stay in registers.
+  constexpr std::int64_t kTiles = 64, kTilesOf16Bits = 128;
+  constexpr std::int64_t kSums = 8192;  // at one point, of a piece
+  constexpr std::int64_t kPanels = 4;
+  WinogradPlan plan{};
+  plan.tiles = shape.dtype == Dtype::bfloat16 ? kTilesOf16Bits : kTiles;
+  plan.panels = ceil_div(shape.filters, kWinogradPanel);
+  const std::int64_t together = at_most(plan.panels, kPanels) * kWinogradPanel;
+  plan.block_channels = at_most(kSums / together / phases(shape), shape.channels);
+  plan.block_channels = plan.block_channels / cpu::kWinogradChannels * cpu::kWinogradChannels;
+  plan.blocks = ceil_div(shape.channels, plan.block_channels);
+  cut_panels(plan, plan.panels, threads);
+  plan.groups = at_least(plan.groups, ceil_div(plan.panels, kPanels));
+  plan.pieces = plan.blocks * plan.groups;
+  plan.piece_operations = operations(shape) / plan.pieces;
+  const std::int64_t numbers = phases(shape) * plan.block_channels;
+  const std::int64_t filters = ceil_div(plan.panels, plan.groups) * kWinogradPanel;
+  plan.scratch_bytes = bytes(shape, at_least(shape.channels, shape.filters)) +
+                       bytes(shape, points(shape) * padded_plane(plan.tiles * numbers)) +
+                       bytes(shape, points(shape) * padded_plane(plan.tiles * filters)) +
+                       bytes(shape, points(shape) * padded_plane(numbers * filters));
+  return plan;
+}
+
+FASTGEN_END

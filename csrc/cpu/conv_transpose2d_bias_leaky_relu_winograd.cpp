@@ -1,0 +1,267 @@
+// The kernel behind conv_transpose2d_bias_leaky_relu_winograd.h: transformed tiles of the map, a row
+// each, times the transformed weight, a column per input channel, at each point; the inputs of
+// neighbouring tiles overlap and are added up.
+
+#include "cpu/conv_transpose2d_bias_leaky_relu_winograd.h"
+
+#include "cpu/winograd_transforms.h"
+
+namespace fastgen::cpu::FASTGEN_CPU {
+namespace {
+
+template <typename T>
+using Element = typename Format<T>::Element;
+
+// Input channels in one phase.
+struct Panel {
+  int phase;
+  std::int64_t first, lanes;
+};
+
+Panel panel_of(const WinogradShape& shape, std::int64_t index) {
+  const std::int64_t panels = winograd::channel_panels(shape);
+  const std::int64_t first = index % panels * kWinogradPanel;
+  return {static_cast<int>(index / panels), first,
+          winograd::at_most(shape.channels - first, kWinogradPanel)};
+}
+
+template <typename W>
+std::int64_t panel_size(const WinogradShape& shape) {
+  return W::kPoints * W::kPoints * winograd::padded_plane(shape.filters * kWinogradPanel);
+}
+
+template <typename W, typename T>
+void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
+  auto* packed = static_cast<Element<T>*>(call.packed);
+  for (std::int64_t index = begin; index < end; ++index) {
+    const Panel panel = panel_of(call.shape, index);
+    transform_weight<W, T, false>(call, panel.first, panel.lanes, panel.phase,
+                                  packed + index * panel_size<W>(call.shape));
+  }
+}
+
+// The transposed convolution as it is defined, of one pixel and channel, for what is not finite
+// otherwise. A NaN cannot become anything else.
+template <typename W, typename T>
+Wide<T> defined(const WinogradCall& call, std::int64_t image, std::int64_t row,
+                std::int64_t column, std::int64_t channel) {
+  constexpr int kKernel = W::kStride * W::kTaps;
+  const WinogradShape& shape = call.shape;
+  const T* map = static_cast<const T*>(call.map);
+  const T* weight = static_cast<const T*>(call.weight) + channel * call.weight_strides[1];
+  Wide<T> sum = 0;
+  for (int i = 0; i < kKernel && sum == sum; ++i) {
+    for (int j = 0; j < kKernel; ++j) {
+      const std::int64_t h = row + shape.padding_h - i, w = column + shape.padding_w - j;
+      if (h < 0 || h % W::kStride != 0 || h / W::kStride >= shape.map_height) continue;
+      if (w < 0 || w % W::kStride != 0 || w / W::kStride >= shape.map_width) continue;
+      const T* from = map + ((image * shape.map_height + h / W::kStride) * shape.map_width +
+                             w / W::kStride) *
+                                shape.filters;
+      const T* tap = weight + i * call.weight_strides[2] + j * call.weight_strides[3];
+      for (std::int64_t k = 0; k < shape.filters; ++k) {
+        sum += widen<T>(from[k]) * widen<T>(tap[k * call.weight_strides[0]]);
+      }
+    }
+  }
+  return sum;
+}
+
+// Sums of one row of inputs of a phase, kWinogradPanel a pixel, into the result: every kStride-th
+// pixel of row `row` of an image. Behind the last of `columns` pixels, and everywhere where there
+// are no sums, they are 0.
+template <typename W, typename T>
+void finish_row(const WinogradCall& call, const Panel& panel, std::int64_t image, std::int64_t row,
+                const Wide<T>* sums, std::int64_t columns) {
+  constexpr int kWidth = kLanes<Wide<T>>;
+  const WinogradShape& shape = call.shape;
+  if (row < 0 || row >= shape.height) return;
+  const Vector<Wide<T>> slope = all(static_cast<Wide<T>>(call.slope));
+  const T* bias = static_cast<const T*>(call.bias);
+  T* result = static_cast<T*>(call.result) +
+              (image * shape.height + row) * shape.width * shape.channels + panel.first;
+  std::int64_t column = panel.phase % W::kStride - shape.padding_w;
+  for (std::int64_t v = 0; column < shape.width; ++v, column += W::kStride) {
+    if (column < 0) continue;
+    for (std::int64_t l = 0; l < panel.lanes; l += kWidth) {
+      Vector<Wide<T>> sum[1] = {{}};
+      if (sums != nullptr && v < columns) sum[0] = load(sums + v * kWinogradPanel + l);
+      if (!all_finite(sum)) {
+        Wide<T> exact[kWidth];
+        for (int k = 0; k < kWidth; ++k) {
+          exact[k] = sum[0][k] - sum[0][k] == 0
+                         ? sum[0][k]
+                         : defined<W, T>(call, image, row, column, panel.first + l + k);
+        }
+        sum[0] = load(exact);
+      }
+      if (bias != nullptr) sum[0] += load(bias + panel.first + l);
+      store(result + column * shape.channels + l, leaky_relu_lanes<Wide<T>>(sum[0], slope));
+      __builtin_prefetch(result + (column + W::kStride * shape.width) * shape.channels + l, 1);
+    }
+  }
+}
+
+// Adds the inputs of one row of tiles, whose sums at the points lie `plane` apart, to kPoints rows.
+template <typename W, typename T>
+void add_inputs(const Wide<T>* sums, std::int64_t plane, std::int64_t tiles, std::int64_t lanes,
+                Wide<T>* rows, std::int64_t columns) {
+  constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints * W::kPoints;
+  for (std::int64_t t = 0; t < tiles; ++t) {
+    for (std::int64_t l = 0; l < lanes; l += kWidth) {
+      Vector<Wide<T>> in[kPoints], out[kPoints];
+      FASTGEN_UNROLLED
+      for (int p = 0; p < kPoints; ++p) in[p] = load(sums + p * plane + t * kWinogradPanel + l);
+      transform<Transposed<typename W::Input>>(in, out);
+      Wide<T>* to = rows + 2 * t * kWinogradPanel + l;
+      FASTGEN_UNROLLED
+      for (int i = 0; i < W::kPoints; ++i) {
+        FASTGEN_UNROLLED
+        for (int j = 0; j < W::kPoints; ++j) {
+          Wide<T>* place = to + (i * columns + j) * kWinogradPanel;
+          store(place, load(place) + out[i * W::kPoints + j]);
+        }
+      }
+    }
+  }
+}
+
+template <typename N>
+inline void clear(N* numbers, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) numbers[i] = {};
+}
+
+// The rows of inputs of one image and panel that `tiles` rows of tiles from `first` on complete.
+// `carried` keeps, between calls, those that the next row of tiles adds to.
+template <typename W, typename T>
+void finish(const WinogradCall& call, const Panel& panel, std::int64_t image, std::int64_t first,
+            std::int64_t tile_rows, const Wide<T>* sums, std::int64_t plane, Wide<T>* rows,
+            Wide<T>* carried) {
+  constexpr int kOverlap = W::kPoints - 2;
+  const WinogradShape& shape = call.shape;
+  const std::int64_t columns = winograd::input_columns(shape);
+  const std::int64_t tiles = winograd::tile_columns(shape), row = columns * kWinogradPanel;
+  const std::int64_t above = panel.phase / W::kStride - shape.padding_h;
+  if (first == 0) clear(carried, kOverlap * row);
+  for (std::int64_t i = first; i < first + tile_rows; ++i) {
+    FASTGEN_INDEPENDENT
+    for (std::int64_t x = 0; x < kOverlap * row; ++x) rows[x] = carried[x];
+    clear(rows + kOverlap * row, 2 * row);
+    add_inputs<W, T>(sums + (i - first) * tiles * kWinogradPanel, plane, tiles, panel.lanes, rows,
+                     columns);
+    for (int u = 0; u < 2; ++u) {
+      finish_row<W, T>(call, panel, image, (2 * i + u) * W::kStride + above, rows + u * row,
+                       columns);
+    }
+    FASTGEN_INDEPENDENT
+    for (std::int64_t x = 0; x < kOverlap * row; ++x) carried[x] = rows[2 * row + x];
+  }
+  if (first + tile_rows < winograd::tile_rows(shape)) return;
+  for (std::int64_t u = 0;; ++u) {
+    const std::int64_t at = (2 * (first + tile_rows) + u) * W::kStride + above;
+    if (at >= shape.height) return;
+    finish_row<W, T>(call, panel, image, at, u < kOverlap ? carried + u * row : nullptr, columns);
+  }
+}
+
+template <typename W, typename T>
+void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
+  using F = Format<T>;
+  constexpr int kPoints = W::kPoints * W::kPoints;
+  const WinogradShape& shape = call.shape;
+  const WinogradPlan& plan = call.plan;
+  const std::int64_t depth = shape.filters, row = winograd::padded_row(depth);
+  const std::int64_t plane = winograd::padded_plane(plan.tiles * row);
+  const std::int64_t sums_plane = winograd::padded_plane(plan.tiles * kWinogradPanel);
+  const std::int64_t weight_plane = winograd::padded_plane(depth * kWinogradPanel);
+  const std::int64_t all_rows = winograd::tile_rows(shape);
+  const std::int64_t columns = winograd::tile_columns(shape);
+  const std::int64_t input_row = winograd::input_columns(shape) * kWinogradPanel;
+  const std::int64_t carried_rows = winograd::overlap(shape);
+  // Scratch memory: pixels of nothing, sums, transformed tiles, rows of inputs, a panel of the
+  // weight.
+  char* free = static_cast<char*>(scratch);
+  const auto take = [&](std::int64_t count) {
+    void* taken = free;
+    free += winograd::bytes(shape, count);
+    return taken;
+  };
+  auto* zeros = static_cast<T*>(take(depth));
+  auto* sums = static_cast<Wide<T>*>(take(kPoints * sums_plane));
+  auto* tiles = static_cast<Element<T>*>(take(kPoints * plane));
+  const std::int64_t most_panels = ceil_div(plan.panels, plan.groups);
+  auto* rows = static_cast<Wide<T>*>(
+      take((most_panels * carried_rows + kWinogradOutputs + carried_rows) * input_row));
+  auto* carried = rows + (kWinogradOutputs + carried_rows) * input_row;
+  auto* own_panel = static_cast<Element<T>*>(static_cast<void*>(free));
+  clear(zeros, depth);
+
+  for (std::int64_t piece = begin; piece < end; ++piece) {
+    const std::int64_t block = piece / plan.groups, group = piece % plan.groups;
+    const std::int64_t image = block * plan.images;
+    const std::int64_t images = winograd::at_most(shape.batch - image, plan.images);
+    const std::int64_t first_panel = group * plan.panels / plan.groups;
+    const std::int64_t end_panel = (group + 1) * plan.panels / plan.groups;
+    for (std::int64_t first = 0; first < all_rows; first += plan.rows) {
+      const std::int64_t tile_rows = winograd::at_most(all_rows - first, plan.rows);
+      const std::int64_t count = images * tile_rows * columns;
+      transform_rows<Transposed<typename W::Output>, T, 1>(
+          shape, Tile{image, first, 0}, count, depth,
+          [&](Tile tile, int) { return map_of<T>(call, tile, 0, zeros); },
+          [](Tile) {}, tiles, plane, row);
+      for (std::int64_t index = first_panel; index < end_panel; ++index) {
+        const Panel panel = panel_of(shape, index);
+        const Element<T>* weight = own_panel;
+        if (call.packed != nullptr) {
+          weight = static_cast<const Element<T>*>(call.packed) + index * panel_size<W>(shape);
+        } else {
+          transform_weight<W, T, false>(call, panel.first, panel.lanes, panel.phase, own_panel);
+        }
+        for (int p = 0; p < kPoints; ++p) {
+          multiply({tiles + p * plane, count, row, 1, 0, depth, F::kElements,
+                    weight + p * weight_plane, kWinogradPanel,
+                    panel.lanes / kLanes<Wide<T>>, sums + p * sums_plane, kWinogradPanel, false});
+        }
+        for (std::int64_t n = 0; n < images; ++n) {
+          finish<W, T>(call, panel, image + n, first, tile_rows,
+                       sums + n * tile_rows * columns * kWinogradPanel, sums_plane, rows,
+                       carried + (index - first_panel) * carried_rows * input_row);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
+  return call.shape.stride == 2 ? pack<Winograd4x4, T>(call, begin, end)
+                                : pack<Winograd3x3, T>(call, begin, end);
+}
+
+template <typename T>
+void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
+  return call.shape.stride == 2 ? run<Winograd4x4, T>(call, begin, end, scratch)
+                                : run<Winograd3x3, T>(call, begin, end, scratch);
+}
+
+}  // namespace
+
+void winograd_conv_transpose2d_pack(const WinogradCall& call, std::int64_t begin,
+                                    std::int64_t end) {
+  switch (call.shape.dtype) {
+    case Dtype::float32: return pack<float>(call, begin, end);
+    case Dtype::float64: return pack<double>(call, begin, end);
+    default: return pack<BFloat16>(call, begin, end);
+  }
+}
+
+void winograd_conv_transpose2d(const WinogradCall& call, std::int64_t begin, std::int64_t end,
+                               void* scratch) {
+  switch (call.shape.dtype) {
+    case Dtype::float32: return run<float>(call, begin, end, scratch);
+    case Dtype::float64: return run<double>(call, begin, end, scratch);
+    default: return run<BFloat16>(call, begin, end, scratch);
+  }
+}
+
+}  // namespace fastgen::cpu::FASTGEN_CPU

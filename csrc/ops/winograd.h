@@ -1,0 +1,67 @@
+// What the operators of the Winograd convolutions check, allocate and run.
+#pragma once
+
+#include "cpu/winograd.h"
+#include "ops/image_edge.h"
+
+namespace fastgen::operators {
+
+// The layout of a weight says nothing here; whatever else there is lies in channels_last.
+inline void check_channels_last(const Tensor& tensor, const char* name) {
+  check_four_dimensions(tensor, name);
+  STD_TORCH_CHECK(is_channels_last(tensor), name, " must be channels_last; call "
+                  ".contiguous(memory_format=torch.channels_last) first");
+}
+
+// Everything but the sizes of input and map.
+inline cpu::WinogradShape winograd_shape(const Tensor& tensor, std::int64_t filters,
+                                         std::int64_t channels, std::int64_t kernel_h,
+                                         std::int64_t kernel_w, std::int64_t stride,
+                                         std::int64_t padding_h, std::int64_t padding_w) {
+  STD_TORCH_CHECK((stride == 1 && kernel_h == 3 && kernel_w == 3) ||
+                      (stride == 2 && kernel_h == 4 && kernel_w == 4),
+                  "Winograd's method is here for a kernel of 3x3 with stride 1 and of 4x4 with "
+                  "stride 2 (got ", kernel_h, "x", kernel_w, " with stride ", stride, ")");
+  STD_TORCH_CHECK(padding_h >= 0 && padding_w >= 0 && padding_h < kernel_h && padding_w < kernel_w,
+                  "padding must lie in [0, ", kernel_h, ") (got ", padding_h, " and ", padding_w,
+                  ")");
+  STD_TORCH_CHECK(filters >= 1 && channels >= 1 && filters % cpu::kWinogradChannels == 0 &&
+                      channels % cpu::kWinogradChannels == 0,
+                  "both numbers of channels must be multiples of ", cpu::kWinogradChannels,
+                  " (got ", channels, " and ", filters, ")");
+  cpu::WinogradShape shape{};
+  shape.dtype = cpu_dtype_of(tensor, "input");
+  shape.batch = tensor.size(0);
+  shape.channels = channels, shape.filters = filters;
+  shape.kernel = kernel_h, shape.stride = stride;
+  shape.padding_h = padding_h, shape.padding_w = padding_w;
+  return shape;
+}
+
+inline std::int64_t winograd_map_size(const char* side, std::int64_t size,
+                                      const cpu::WinogradShape& shape, std::int64_t padding) {
+  const std::int64_t padded = size + 2 * padding;
+  STD_TORCH_CHECK(padded >= shape.kernel, "the padded input's ", side, " must be at least ",
+                  shape.kernel, " (got ", padded, ")");
+  return (padded - shape.kernel) / shape.stride + 1;
+}
+
+inline void set_input_size(cpu::WinogradShape& shape, std::int64_t height, std::int64_t width) {
+  shape.height = height, shape.width = width;
+  shape.map_height = winograd_map_size("height", height, shape, shape.padding_h);
+  shape.map_width = winograd_map_size("width", width, shape, shape.padding_w);
+}
+
+// Transforms the weight, if that is to happen once, and runs the pieces.
+inline void run_winograd(cpu::WinogradPack* pack, cpu::Winograd* kernel, cpu::WinogradCall& call) {
+  std::optional<Workspace> packed;
+  if (call.plan.packed_bytes > 0) {
+    packed.emplace(call.plan.packed_bytes);
+    call.packed = packed->data();
+    const std::int64_t numbers = call.shape.filters * call.shape.channels / call.plan.panels;
+    run_pieces(pack, call, call.plan.panels, numbers * call.shape.kernel * call.shape.kernel);
+  }
+  run_plan(kernel, call);
+}
+
+}  // namespace fastgen::operators
