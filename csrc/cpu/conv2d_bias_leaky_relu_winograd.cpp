@@ -57,53 +57,77 @@ Wide<T> defined(const WinogradCall& call, std::int64_t image, std::int64_t row,
   return sum;
 }
 
-// Sums at the points, a tile's kWinogradPanel apart, into the map.
-template <typename W, typename T>
-void finish(const WinogradCall& call, Tile tile, std::int64_t tiles, std::int64_t panel,
-            const Wide<T>* sums, std::int64_t plane) {
+// A tile of the map and the filters of a panel, whose sums at the points lie `plane` apart.
+template <typename T>
+struct Block {
+  Tile tile;
+  std::int64_t filter, lanes;
+  const Wide<T>* sums;
+  std::int64_t plane;
+};
+
+// A block into the map; answers whether everything was finite. kWhole: no pixel lies outside of the
+// map. kExact: what is not finite is computed as it is defined.
+template <typename W, typename T, bool kMasked, bool kWhole, bool kExact>
+FASTGEN_INLINE bool finish_as(const WinogradCall& call, const Block<T>& block) {
   constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints * W::kPoints;
   const WinogradShape& shape = call.shape;
-  const std::int64_t lanes = lanes_of(shape, panel), first = panel * kWinogradPanel;
+  const Tile tile = block.tile;
+  const std::int64_t row = 2 * tile.row, column = 2 * tile.column;
+  const std::int64_t right = shape.filters, down = shape.map_width * shape.filters;
+  const std::int64_t place =
+      ((tile.image * shape.map_height + row) * shape.map_width + column) * shape.filters +
+      block.filter;
   const Vector<Wide<T>> slope = all(static_cast<Wide<T>>(call.slope));
   const T* bias = static_cast<const T*>(call.bias);
-  const T* output = static_cast<const T*>(call.output);
-  T* result = static_cast<T*>(call.result);
-  for (std::int64_t t = 0; t < tiles; ++t, tile = next_tile(shape, tile)) {
-    const std::int64_t row = 2 * tile.row, column = 2 * tile.column;
-    const bool next_row = row + 1 < shape.map_height, next_column = column + 1 < shape.map_width;
-    const bool inside[4] = {true, next_column, next_row, next_row && next_column};
-    const std::int64_t place =
-        ((tile.image * shape.map_height + row) * shape.map_width + column) * shape.filters + first;
-    const std::int64_t right = shape.filters, down = shape.map_width * shape.filters;
-    const std::int64_t at[4] = {place, place + right, place + down, place + down + right};
-    for (std::int64_t l = 0; l < lanes; l += kWidth) {
-      Vector<Wide<T>> in[kPoints], out[4];
-      FASTGEN_UNROLLED
-      for (int p = 0; p < kPoints; ++p) in[p] = load(sums + p * plane + t * kWinogradPanel + l);
-      transform<typename W::Output>(in, out);
-      if (!all_finite(out)) {
-        for (int i = 0; i < 4; ++i) {
-          Wide<T> exact[kWidth];
-          for (int k = 0; inside[i] && k < kWidth; ++k) {
-            exact[k] = out[i][k] - out[i][k] == 0
-                           ? out[i][k]
-                           : defined<W, T>(call, tile.image, row + i / 2, column + i % 2,
-                                           first + l + k);
-          }
-          if (inside[i]) out[i] = load(exact);
-        }
+  const T* output = static_cast<const T*>(call.output) + (kMasked ? place : 0);
+  T* result = static_cast<T*>(call.result) + place;
+  Finite<Wide<T>> finite;
+  for (std::int64_t l = 0; l < block.lanes; l += kWidth) {
+    Vector<Wide<T>> in[kPoints], out[4];
+    FASTGEN_UNROLLED
+    for (int p = 0; p < kPoints; ++p) in[p] = load(block.sums + p * block.plane + l);
+    transform<typename W::Output>(in, out);
+    const Vector<Wide<T>> shift =
+        bias == nullptr ? Vector<Wide<T>>{} : load(bias + block.filter + l);
+    FASTGEN_UNROLLED
+    for (int i = 0; i < 4; ++i) {
+      if (!kWhole && (row + i / 2 >= shape.map_height || column + i % 2 >= shape.map_width)) {
+        continue;
       }
-      const Vector<Wide<T>> shift = bias == nullptr ? Vector<Wide<T>>{} : load(bias + first + l);
-      FASTGEN_UNROLLED
-      for (int i = 0; i < 4; ++i) {
-        if (!inside[i]) continue;
-        const Vector<Wide<T>> sum = bias == nullptr ? out[i] : out[i] + shift;
-        store(result + at[i] + l,
-              output == nullptr
-                  ? leaky_relu_lanes<Wide<T>>(sum, slope)
-                  : leaky_relu_mask_lanes<Wide<T>>(sum, load(output + at[i] + l), slope));
+      if constexpr (kExact) {
+        out[i] = with_exact<Wide<T>>(out[i], [&](int lane) {
+          return defined<W, T>(call, tile.image, row + i / 2, column + i % 2,
+                               block.filter + l + lane);
+        });
+      } else {
+        finite.see(out[i]);
       }
+      const std::int64_t at = i / 2 * down + i % 2 * right + l;
+      const Vector<Wide<T>> sum = out[i] + shift;
+      store(result + at, kMasked
+                             ? leaky_relu_mask_lanes<Wide<T>>(sum, load(output + at), slope)
+                             : leaky_relu_lanes<Wide<T>>(sum, slope));
     }
+  }
+  return finite.all_were();
+}
+
+template <typename W, typename T, bool kMasked>
+__attribute__((noinline)) void finish_exactly(const WinogradCall& call, const Block<T>& block) {
+  finish_as<W, T, kMasked, false, true>(call, block);
+}
+
+template <typename W, typename T, bool kMasked>
+void finish(const WinogradCall& call, Block<T> block, std::int64_t tiles) {
+  const WinogradShape& shape = call.shape;
+  for (std::int64_t t = 0; t < tiles; ++t, block.tile = next_tile(shape, block.tile)) {
+    const bool whole = 2 * block.tile.row + 1 < shape.map_height &&
+                       2 * block.tile.column + 1 < shape.map_width;
+    const bool finite = whole ? finish_as<W, T, kMasked, true, false>(call, block)
+                              : finish_as<W, T, kMasked, false, false>(call, block);
+    if (!finite) finish_exactly<W, T, kMasked>(call, block);
+    block.sums += kWinogradPanel;
   }
 }
 
@@ -154,7 +178,12 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
                   weight + p * weight_plane, kWinogradPanel,
                   lanes / kLanes<Wide<T>>, sums + p * sums_plane, kWinogradPanel, false});
       }
-      finish<W, T>(call, tile, count, panel, sums, sums_plane);
+      const Block<T> block{tile, panel * kWinogradPanel, lanes, sums, sums_plane};
+      if (call.output == nullptr) {
+        finish<W, T, false>(call, block, count);
+      } else {
+        finish<W, T, true>(call, block, count);
+      }
     }
   }
 }

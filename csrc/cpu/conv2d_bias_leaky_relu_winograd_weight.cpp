@@ -53,18 +53,17 @@ void finish(const WinogradCall& call, std::int64_t first_channel, std::int64_t c
           for (int p = 0; p < kPoints; ++p) in[p] = load(from + p * plane + l);
           transform<Transposed<typename W::Weight>>(in, out);
           Vector<Wide<T>>* to = taps + (d * kPhases + phase) * kTaps;
-          for (int tap = 0; tap < kTaps; ++tap) to[tap] = out[tap];
-          if (all_finite(out)) continue;
+          Finite<Wide<T>> finite;
           for (int tap = 0; tap < kTaps; ++tap) {
+            to[tap] = out[tap];
+            finite.see(out[tap]);
+          }
+          for (int tap = 0; tap < kTaps && !finite.all_were(); ++tap) {
             const int i = phase / W::kStride + tap / W::kTaps * W::kStride;
             const int j = phase % W::kStride + tap % W::kTaps * W::kStride;
-            Wide<T> exact[kWidth];
-            for (int k = 0; k < kWidth; ++k) {
-              exact[k] = out[tap][k] - out[tap][k] == 0
-                             ? out[tap][k]
-                             : defined<W, T>(call, first + l + k, first_channel + c + d, i, j);
-            }
-            to[tap] = load(exact);
+            to[tap] = with_exact<Wide<T>>(out[tap], [&](int lane) {
+              return defined<W, T>(call, first + l + lane, first_channel + c + d, i, j);
+            });
           }
         }
       }

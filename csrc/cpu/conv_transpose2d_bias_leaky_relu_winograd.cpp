@@ -67,39 +67,61 @@ Wide<T> defined(const WinogradCall& call, std::int64_t image, std::int64_t row,
   return sum;
 }
 
-// Sums of one row of inputs of a phase, kWinogradPanel a pixel, into the result: every kStride-th
-// pixel of row `row` of an image. Behind the last of `columns` pixels, and everywhere where there
-// are no sums, they are 0.
-template <typename W, typename T>
-void finish_row(const WinogradCall& call, const Panel& panel, std::int64_t image, std::int64_t row,
-                const Wide<T>* sums, std::int64_t columns) {
+// A row of inputs in the phase of a panel, kWinogradPanel sums a pixel; without sums they are 0.
+template <typename T>
+struct Row {
+  std::int64_t image, row;
+  const Wide<T>* sums;
+  std::int64_t columns;
+};
+
+// A row into the result, every kStride-th pixel; answers whether everything was finite. kExact: what
+// is not is computed as it is defined.
+template <typename W, typename T, bool kExact>
+FASTGEN_INLINE bool finish_as(const WinogradCall& call, const Panel& panel, const Row<T>& row) {
   constexpr int kWidth = kLanes<Wide<T>>;
   const WinogradShape& shape = call.shape;
-  if (row < 0 || row >= shape.height) return;
   const Vector<Wide<T>> slope = all(static_cast<Wide<T>>(call.slope));
   const T* bias = static_cast<const T*>(call.bias);
+  const std::int64_t first = panel.phase % W::kStride - shape.padding_w;
+  const std::int64_t left_out = first < 0 ? ceil_div(-first, W::kStride) : 0;
+  const std::int64_t columns = ceil_div(shape.width - first, W::kStride);
   T* result = static_cast<T*>(call.result) +
-              (image * shape.height + row) * shape.width * shape.channels + panel.first;
-  std::int64_t column = panel.phase % W::kStride - shape.padding_w;
-  for (std::int64_t v = 0; column < shape.width; ++v, column += W::kStride) {
-    if (column < 0) continue;
-    for (std::int64_t l = 0; l < panel.lanes; l += kWidth) {
-      Vector<Wide<T>> sum[1] = {{}};
-      if (sums != nullptr && v < columns) sum[0] = load(sums + v * kWinogradPanel + l);
-      if (!all_finite(sum)) {
-        Wide<T> exact[kWidth];
-        for (int k = 0; k < kWidth; ++k) {
-          exact[k] = sum[0][k] - sum[0][k] == 0
-                         ? sum[0][k]
-                         : defined<W, T>(call, image, row, column, panel.first + l + k);
-        }
-        sum[0] = load(exact);
+              ((row.image * shape.height + row.row) * shape.width + first) * shape.channels +
+              panel.first;
+  Finite<Wide<T>> finite;
+  for (std::int64_t l = 0; l < panel.lanes; l += kWidth) {
+    const Vector<Wide<T>> shift =
+        bias == nullptr ? Vector<Wide<T>>{} : load(bias + panel.first + l);
+    for (std::int64_t v = left_out; v < columns; ++v) {
+      Vector<Wide<T>> sum{};
+      if (row.sums != nullptr && v < row.columns) sum = load(row.sums + v * kWinogradPanel + l);
+      if constexpr (kExact) {
+        sum = with_exact<Wide<T>>(sum, [&](int lane) {
+          return defined<W, T>(call, row.image, row.row, first + v * W::kStride,
+                               panel.first + l + lane);
+        });
+      } else {
+        finite.see(sum);
       }
-      if (bias != nullptr) sum[0] += load(bias + panel.first + l);
-      store(result + column * shape.channels + l, leaky_relu_lanes<Wide<T>>(sum[0], slope));
-      __builtin_prefetch(result + (column + W::kStride * shape.width) * shape.channels + l, 1);
+      T* to = result + v * W::kStride * shape.channels + l;
+      store(to, leaky_relu_lanes<Wide<T>>(sum + shift, slope));
+      __builtin_prefetch(to + W::kStride * shape.width * shape.channels, 1);
     }
   }
+  return finite.all_were();
+}
+
+template <typename W, typename T>
+__attribute__((noinline)) void finish_exactly(const WinogradCall& call, const Panel& panel,
+                                              const Row<T>& row) {
+  finish_as<W, T, true>(call, panel, row);
+}
+
+template <typename W, typename T>
+void finish_row(const WinogradCall& call, const Panel& panel, const Row<T>& row) {
+  if (row.row < 0 || row.row >= call.shape.height) return;
+  if (!finish_as<W, T, false>(call, panel, row)) finish_exactly<W, T>(call, panel, row);
 }
 
 // Adds the inputs of one row of tiles, whose sums at the points lie `plane` apart, to kPoints rows.
@@ -150,8 +172,8 @@ void finish(const WinogradCall& call, const Panel& panel, std::int64_t image, st
     add_inputs<W, T>(sums + (i - first) * tiles * kWinogradPanel, plane, tiles, panel.lanes, rows,
                      columns);
     for (int u = 0; u < 2; ++u) {
-      finish_row<W, T>(call, panel, image, (2 * i + u) * W::kStride + above, rows + u * row,
-                       columns);
+      finish_row<W, T>(call, panel,
+                       {image, (2 * i + u) * W::kStride + above, rows + u * row, columns});
     }
     FASTGEN_INDEPENDENT
     for (std::int64_t x = 0; x < kOverlap * row; ++x) carried[x] = rows[2 * row + x];
@@ -160,7 +182,8 @@ void finish(const WinogradCall& call, const Panel& panel, std::int64_t image, st
   for (std::int64_t u = 0;; ++u) {
     const std::int64_t at = (2 * (first + tile_rows) + u) * W::kStride + above;
     if (at >= shape.height) return;
-    finish_row<W, T>(call, panel, image, at, u < kOverlap ? carried + u * row : nullptr, columns);
+    finish_row<W, T>(call, panel,
+                     {image, at, u < kOverlap ? carried + u * row : nullptr, columns});
   }
 }
 

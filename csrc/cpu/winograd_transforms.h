@@ -457,21 +457,36 @@ inline void transform_weight(const cpu::WinogradCall& call, std::int64_t first_l
   }
 }
 
-// Whether every lane of every vector is finite.
-template <int kCount, typename V>
-FASTGEN_INLINE bool all_finite(const V (&vectors)[kCount]) {
-  V zero{};
-  FASTGEN_UNROLLED
-  for (int i = 0; i < kCount; ++i) zero += vectors[i] - vectors[i];
-  const auto wrong = zero != zero;
-  bool finite = true;
+// ---------------------------------------------------------------------------- what is not finite
+
+// Stays 0 in every lane as long as all numbers are finite.
+template <typename T>
+struct Finite {
+  Vector<T> difference{};
+
+  FASTGEN_INLINE void see(Vector<T> numbers) { difference += numbers - numbers; }
+  FASTGEN_INLINE bool all_were() const {
+    const auto wrong = difference != difference;
 #if defined(__AVX512F__)
-  finite = _mm512_test_epi32_mask(reinterpret_cast<__m512i>(wrong),
+    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(wrong),
                                   reinterpret_cast<__m512i>(wrong)) == 0;
 #else
-  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(zero[0])); ++i) finite &= wrong[i] == 0;
+    bool found = false;
+    for (int i = 0; i < kLanes<T>; ++i) found |= wrong[i] != 0;
+    return !found;
 #endif
-  return finite;
+  }
+};
+
+// The vector with exact(lane) in place of what is not finite.
+template <typename T, typename Exact>
+inline Vector<T> with_exact(Vector<T> numbers, const Exact& exact) {
+  T lanes[kLanes<T>];
+  store(lanes, numbers);
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if (lanes[i] - lanes[i] != 0) lanes[i] = exact(i);
+  }
+  return load(lanes);
 }
 
 FASTGEN_END

@@ -61,21 +61,18 @@ inline Dtype cpu_dtype_of(const Tensor& tensor, const char* name) {
   return dtype;
 }
 
-// Memory for the kernels' own use, on cache lines of its own.
+// Memory for the kernels' own use: a kept block, on pages that are large where the system has such.
 class Workspace {
  public:
-  explicit Workspace(std::int64_t bytes) {
-    constexpr std::int64_t kLine = cpu::kImageEdgeAlignment;
-    data_.reset(std::aligned_alloc(kLine, (bytes / kLine + 1) * kLine));
-    STD_TORCH_CHECK(data_ != nullptr, "no memory for ", bytes, " bytes of workspace");
-  }
-  void* data() const { return data_.get(); }
+  explicit Workspace(std::int64_t bytes) { data_ = take_block(bytes, &size_); }
+  ~Workspace() { give_block(data_, size_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  void* data() const { return data_; }
 
  private:
-  struct Free {
-    void operator()(void* data) const { std::free(data); }
-  };
-  std::unique_ptr<void, Free> data_;
+  void* data_;
+  std::size_t size_;
 };
 
 // Operations that a thread should have: below it another thread does not pay.

@@ -32,6 +32,15 @@ Pool& pool() {
   return *kept;
 }
 
+// The pool's lock, or none where it is not to be had soon: in a process that was forked while
+// another thread was in here, never. Whoever holds it is done in less than a microsecond.
+std::unique_lock<std::mutex> locked() {
+  std::unique_lock<std::mutex> lock(pool().mutex, std::defer_lock);
+  for (int attempt = 0; attempt < 10000 && !lock.try_lock(); ++attempt) {
+  }
+  return lock;
+}
+
 std::size_t limit() {
   static const std::size_t bytes = [] {
     constexpr std::size_t kMega = std::size_t{1} << 20;
@@ -50,9 +59,9 @@ std::size_t limit() {
 }  // namespace
 
 void* take_block(std::size_t bytes, std::size_t* size) {
+  bytes = std::max((bytes + kPage - 1) / kPage, std::size_t{1}) * kPage;
   {
-    // Where another thread is in here, or was when the process was forked, do without.
-    std::unique_lock<std::mutex> lock(pool().mutex, std::try_to_lock);
+    const std::unique_lock<std::mutex> lock = locked();
     if (lock.owns_lock()) {
       std::vector<Block>& blocks = pool().blocks;
       // The one given back last is the one whose memory is likeliest in a cache.
@@ -66,7 +75,7 @@ void* take_block(std::size_t bytes, std::size_t* size) {
       }
     }
   }
-  *size = (bytes + kPage - 1) / kPage * kPage;
+  *size = bytes;
   void* memory = nullptr;
   if (posix_memalign(&memory, kPage, *size) != 0) {
     forget_blocks();  // and try once more with what that frees
@@ -81,7 +90,7 @@ void* take_block(std::size_t bytes, std::size_t* size) {
 void give_block(void* memory, std::size_t size) {
   std::vector<Block> leaving;
   {
-    std::unique_lock<std::mutex> lock(pool().mutex, std::try_to_lock);
+    const std::unique_lock<std::mutex> lock = locked();
     if (!lock.owns_lock() || size > limit()) {
       std::free(memory);
       return;
@@ -99,14 +108,14 @@ void give_block(void* memory, std::size_t size) {
 }
 
 std::size_t kept_bytes() {
-  std::unique_lock<std::mutex> lock(pool().mutex, std::try_to_lock);
+  const std::unique_lock<std::mutex> lock = locked();
   return lock.owns_lock() ? pool().bytes : 0;
 }
 
 void forget_blocks() {
   std::vector<Block> leaving;
   {
-    std::unique_lock<std::mutex> lock(pool().mutex, std::try_to_lock);
+    const std::unique_lock<std::mutex> lock = locked();
     if (!lock.owns_lock()) return;
     leaving.swap(pool().blocks);
     pool().bytes = 0;
