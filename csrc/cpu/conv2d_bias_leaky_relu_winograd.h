@@ -24,8 +24,8 @@ inline cpu::WinogradPlan winograd_conv2d_plan(const cpu::WinogradShape& shape,
   const std::int64_t depth = phases(shape) * shape.channels;
   const std::int64_t all = shape.batch * tile_rows(shape) * tile_columns(shape);
   plan.tiles = tiles_together(shape, points(shape) * depth);
-  plan.blocks = ceil_div(all, plan.tiles);
-  plan.tiles = ceil_div(ceil_div(all, plan.blocks), 2) * 2;
+  plan.blocks = even_blocks(ceil_div(all, plan.tiles), ceil_div(all, kTileRows), threads);
+  plan.tiles = ceil_div(all, plan.blocks);
   plan.blocks = ceil_div(all, plan.tiles);
   plan.panels = ceil_div(shape.filters, kWinogradPanel);
   cut_panels(plan, plan.panels, threads);

@@ -42,8 +42,10 @@ inline cpu::WinogradPlan winograd_conv_transpose2d_plan(const cpu::WinogradShape
   plan.images = at_least(1, at_most(together / (rows * columns), shape.batch));
   plan.rows = at_least(1, at_most(together / columns, rows));
   plan.rows = ceil_div(rows, ceil_div(rows, plan.rows));
-  plan.tiles = plan.images * plan.rows * columns;
+  plan.blocks = even_blocks(ceil_div(shape.batch, plan.images), shape.batch, threads);
+  plan.images = ceil_div(shape.batch, plan.blocks);
   plan.blocks = ceil_div(shape.batch, plan.images);
+  plan.tiles = plan.images * plan.rows * columns;
   plan.panels = phases(shape) * channel_panels(shape);
   cut_panels(plan, plan.panels, threads);
   plan.piece_operations = operations(shape) / plan.pieces;

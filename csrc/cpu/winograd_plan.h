@@ -62,6 +62,13 @@ inline std::int64_t tiles_together(const WinogradShape& shape, std::int64_t numb
   return at_most(at_least(fitting, kFewTiles), kManyTiles);
 }
 
+// Blocks of about the same size, so many that few threads have less to do than others.
+inline std::int64_t even_blocks(std::int64_t blocks, std::int64_t most, std::int64_t threads) {
+  constexpr std::int64_t kMany = 4;  // blocks of a thread: then one more or less matters little
+  const bool few = threads > 1 && blocks < kMany * threads;
+  return at_most(few ? ceil_div(blocks, threads) * threads : blocks, most);
+}
+
 // Cuts `panels` panels into groups where there are fewer blocks than threads have use for.
 inline void cut_panels(WinogradPlan& plan, std::int64_t panels, std::int64_t threads) {
   constexpr std::int64_t kPiecesOfAThread = 2;

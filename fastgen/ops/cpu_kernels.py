@@ -72,11 +72,18 @@ for _operations, _pass, _run, _wins, _only in (
     _fits = getattr(cpu_image_edge, f"takes_{_pass}")
     offer(_EDGE, ["cpp"], _operations, [_pass], _run, fits=_fits, expected=_wins,
           when=_PICTURE + _only)  # fmt: skip
-_WIDE = f"3x3 with stride 1 or 4x4 with stride 2, channels_last, {_FAST}"
-for _pass in ("forward", "masked_forward", "input_gradient", "weight_gradient"):
+_WIDE = (
+    "3x3 with stride 1 or 4x4 with stride 2, channels_last, 32 or more channels on both sides, "
+    f"multiples of 16, {_FAST}"
+)
+for _pass, _wins in (
+    ("forward", cpu_winograd.forward_wins),
+    ("masked_forward", cpu_winograd.forward_wins),
+    ("input_gradient", cpu_winograd.input_gradient_wins),
+    ("weight_gradient", cpu_winograd.weight_gradient_wins),
+):
     offer("Winograd (C++)", ["cpp"], [CONV, TRANSPOSED], [_pass], getattr(cpu_winograd, _pass),
-          fits=getattr(cpu_winograd, f"takes_{_pass}"), expected=cpu_winograd.wins,
-          when=_WIDE)  # fmt: skip
+          fits=getattr(cpu_winograd, f"takes_{_pass}"), expected=_wins, when=_WIDE)  # fmt: skip
 offer_fused(
     FUSED,
     "C++",

@@ -142,14 +142,22 @@ def _product_gains(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geomet
 
 def _reads_beyond(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether oneDNN's bfloat16 weight gradient takes memory into account that is not its own: of a
-    map of one pixel, where the stride exceeds the kernel (torch 2.13; NaN where there is NaN).
+    picture of one column, where the stride leaves columns out, and of a map of one pixel, where
+    the stride exceeds the kernel (torch 2.13; NaN where there is NaN).
     """
-    low = input if geometry.transposed else grad
+    low, high = (input, grad) if geometry.transposed else (grad, input)
+    one_column = high.shape[3] == 1 and geometry.stride[1] > 1
+    one_pixel = low.shape[2] * low.shape[3] == 1
     return (
         input.dtype == torch.bfloat16
         and input.device.type == "cpu"
-        and low.shape[2] * low.shape[3] == 1
-        and any(s > k for s, k in zip(geometry.stride, weight.shape[2:], strict=True))
+        and (
+            one_column
+            or (
+                one_pixel
+                and any(s > k for s, k in zip(geometry.stride, weight.shape[2:], strict=True))
+            )
+        )
     )
 
 

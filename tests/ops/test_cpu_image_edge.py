@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -12,10 +9,17 @@ import torch
 import torch.nn.functional as F
 from accuracy import assert_as_accurate_as_torch
 from convolution_cases import LAYOUTS, SLOPES, tensors
+from cpu_programs import (
+    SAME_FOR_ALL_THREADS,
+    chosen,
+    counted,
+    results_by_version,
+    run_program,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastgen
-from fastgen.ops import backend, compiled, cpu_image_edge, image_edge, reference
+from fastgen.ops import compiled, cpu_image_edge, image_edge, reference
 from fastgen.ops.geometry import Geometry
 from fastgen.ops.layouts import same_order
 
@@ -49,20 +53,6 @@ def case(name, edge, dtype, layout, batch=2):
     return tensors(shapes, dtype, layout), {"stride": stride, "padding": padding}
 
 
-def counted(monkeypatch):
-    """The names of the image-edge operators as they are called."""
-    used = []
-
-    class Operators:
-        def __getattr__(self, name):
-            used.append(name)
-            return getattr(torch.ops.fastgen, name)
-
-    for module in (cpu_image_edge, image_edge):
-        monkeypatch.setattr(module, "operators", Operators)
-    return used
-
-
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("slope", SLOPES)
 @pytest.mark.parametrize("edge", EDGES, ids=str)
@@ -72,7 +62,7 @@ def test_first_and_second_gradients_pass_gradcheck(monkeypatch, name, edge, slop
     leaves = [t.requires_grad_() for t in arguments]
     function = partial(getattr(fastgen.ops, name), negative_slope=slope, backend="cpp", **options)
     exact = getattr(reference, name)(*leaves, negative_slope=slope, **options)
-    used = counted(monkeypatch)
+    used = counted(monkeypatch, cpu_image_edge, image_edge)
     torch.testing.assert_close(function(*leaves), exact)
     assert gradcheck(function, leaves, fast_mode=True)
     assert gradgradcheck(function, leaves, fast_mode=True)
@@ -297,25 +287,11 @@ def everything():
 """
 
 
-def program(then: str, folder, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM + then, str(folder)],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=250,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
 def test_versions_agree_within_rounding(tmp_path):
     """Every one that this CPU has. They add the same terms in the same order, but for bfloat16,
     whose pairs are one step where the CPU has that.
     """
-    then = "torch.save(everything(), sys.argv[1] + '/' + compiled.cpu_version() + '.pt')"
-    highest = compiled.CPU_VERSIONS.index(compiled.cpu_version())
-    found = {}
-    for version in compiled.CPU_VERSIONS[: highest + 1]:
-        program(then, tmp_path, FASTGEN_CPU=version)
-        # Written by this very test.
-        found[version] = torch.load(tmp_path / f"{version}.pt", weights_only=True)
+    found = results_by_version(PROGRAM, tmp_path)
     for results in found.values():
         for ours, other in zip(results, found["portable"], strict=True):
             wide = torch.promote_types(ours.dtype, torch.float32)  # in which sums are kept
@@ -324,21 +300,8 @@ def test_versions_agree_within_rounding(tmp_path):
             assert error <= allowed * other.double().abs().max()
 
 
-def test_the_number_of_threads_changes_no_bit(tmp_path):
-    then = """
-first = None
-for threads in (1, 2, 3, 4):
-    torch.set_num_threads(threads)
-    results = everything()
-    first = first or results
-    assert all(map(torch.equal, results, first)), threads
-"""
-    program(then, tmp_path)
-
-
-def chosen(operation: str, pass_: str, *arguments: object) -> str:
-    router = backend.KERNELS[operation, "auto"]
-    return router._by_rule(router.candidates(pass_, *arguments), pass_, arguments).name
+def test_the_number_of_threads_changes_no_bit():
+    run_program(PROGRAM + SAME_FOR_ALL_THREADS)
 
 
 def test_the_rule_takes_the_image_edge_where_it_was_measured_to_be_faster():

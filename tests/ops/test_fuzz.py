@@ -134,6 +134,42 @@ def test_layers_with_a_picture_on_one_side(name, backend, data, dtype, kinds, se
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", [CONV, UP])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data(), dtype=DTYPES, kinds=memories(3), seed=st.integers(0, 1000))
+def test_wide_layers(name, backend, data, dtype, kinds, seed):
+    """Of the kernels and numbers of channels that Winograd's method is there for."""
+    kernel, stride = data.draw(st.sampled_from([(3, 1), (4, 2)]))
+    inner, outer = data.draw(st.tuples(*[st.sampled_from([16, 32, 48])] * 2))
+    padding = data.draw(st.tuples(*[st.integers(0, kernel - 1)] * 2))
+    low = data.draw(st.tuples(*[st.integers(1, 7)] * 2))
+    high = [
+        (n - 1) * stride + kernel - 2 * p + data.draw(st.integers(0, stride - 1))
+        for n, p in zip(low, padding, strict=True)
+    ]
+    if min(high) < 1 or (name == UP and min(high) < stride):
+        return
+    batch = data.draw(st.integers(0, 3))
+    options = {"stride": stride, "padding": padding}
+    options["negative_slope"] = data.draw(st.sampled_from(SLOPES))
+    weight = (outer, inner) if name == CONV else (inner, outer)
+    if name == UP:
+        options["output_padding"] = tuple(
+            n - ((m - 1) * stride - 2 * p + kernel)
+            for n, m, p in zip(high, low, padding, strict=True)
+        )
+        if any((m - 1) * stride - 2 * p + kernel < 1 for m, p in zip(low, padding)):  # noqa: B905
+            return
+    shapes = (
+        (batch, inner, *(high if name == CONV else low)), (*weight, kernel, kernel), (outer,)
+    )  # fmt: skip
+    layout = data.draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
+    x, w, b = tensors(shapes, dtype, torch.channels_last, seed)
+    operands = [x, w.contiguous(memory_format=layout) / 8, b]
+    check(name, operands, kinds, backend, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     shape=st.lists(st.sampled_from([0, 1, 2, 3, 5, 16, 17, 33]), min_size=2, max_size=4),

@@ -22,18 +22,23 @@ torch.manual_seed(0)
 x = torch.randn(6, 3, 33, 30).contiguous(memory_format=torch.channels_last)
 w, b = torch.randn(33, 3, 4, 4), torch.randn(33)
 up = torch.randn(33, 3, 4, 4)
+wide = torch.randn(6, 32, 10, 9).contiguous(memory_format=torch.channels_last)
+k = torch.randn(48, 32, 4, 4)
 mu, logvar = torch.randn(65, 130), torch.randn(65, 130)
 
 def everything(start=0):
-    leaves = [t.clone().requires_grad_() for t in (x, w, b, up, mu, logvar)]
-    image, weight, bias, decoder, mean, spread = leaves
+    leaves = [t.clone().requires_grad_() for t in (x, w, b, up, mu, logvar, wide, k)]
+    image, weight, bias, decoder, mean, spread, many, kernel = leaves
     h = fastgen.ops.conv2d_bias_leaky_relu(image, weight, bias, 2, 1, backend=name)
     h = fastgen.ops.bias_leaky_relu(h, bias, backend=name)
     y = fastgen.ops.conv_transpose2d_bias_leaky_relu(h, decoder, None, 2, 1, backend=name)
     z, kl = fastgen.ops.reparameterize_kl(mean, spread, seed=5, backend=name)
-    (slope,) = torch.autograd.grad(y.square().sum() / 1e6, image, create_graph=True)
-    loss = slope.square().sum() + z.square().mean() + kl.mean()
-    return [t.detach() for t in (y, z, kl, *torch.autograd.grad(loss, leaves))]
+    v = fastgen.ops.conv2d_bias_leaky_relu(many, kernel, None, 2, 1, backend=name)
+    slopes = torch.autograd.grad(
+        y.square().sum() / 1e6 + v.square().sum() / 1e4, (image, many), create_graph=True
+    )
+    loss = sum(slope.square().sum() for slope in slopes) + z.square().mean() + kl.mean()
+    return [t.detach() for t in (y, v, z, kl, *torch.autograd.grad(loss, leaves))]
 
 def same(first, second, exactly=True):
     for one, other in zip(first, second, strict=True):

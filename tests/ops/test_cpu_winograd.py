@@ -1,0 +1,382 @@
+"""Backend "cpp" by Winograd's method: gradients, accuracy, infinities, versions, the rule."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import assert_as_accurate_as_torch
+from convolution_cases import SLOPES, tensors
+from cpu_programs import (
+    SAME_FOR_ALL_THREADS,
+    chosen,
+    counted,
+    results_by_version,
+    run_program,
+)
+from torch.autograd import gradcheck, gradgradcheck
+
+import fastgen
+from fastgen.ops import compiled, cpu_winograd, reference
+from fastgen.ops.geometry import Geometry
+
+pytestmark = pytest.mark.skipif(
+    compiled.missing("cpu") is not None, reason=str(compiled.missing("cpu"))
+)
+CONV, UP = "conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"
+DTYPES = [torch.float32, torch.bfloat16]
+OPERATORS = {"winograd_conv2d", "winograd_conv_transpose2d", "winograd_conv2d_weight_gradient"}
+LAST = torch.channels_last
+
+# (input channels, filters, height, width, kernel, stride, padding) of the convolution
+WIDE = [
+    (16, 32, 9, 8, 3, 1, 1),
+    (32, 16, 5, 11, 3, 1, 0),
+    (48, 16, 4, 3, 3, 1, 2),
+    (16, 48, 8, 6, 4, 2, 1),
+    (32, 16, 7, 9, 4, 2, 0),
+    (16, 16, 6, 9, 4, 2, 3),
+]
+
+
+def geometry_of(stride: int, padding: int, *, transposed: bool = False) -> Geometry:
+    return Geometry((stride,) * 2, (padding,) * 2, (1, 1), 1, transposed, (0, 0))
+
+
+def case(name, wide, dtype, batch=2, weights=LAST):
+    """Input, weight and bias, and the options, of a wide layer."""
+    channels, filters, height, width, kernel, stride, padding = wide
+    low = [(size + 2 * padding - kernel) // stride + 1 for size in (height, width)]
+    inner, size = (channels, (height, width)) if name == CONV else (filters, low)
+    outer = filters if name == CONV else channels
+    shapes = ((batch, inner, *size), (filters, channels, kernel, kernel), (outer,))
+    x, w, b = tensors(shapes, dtype, LAST)
+    return [x, w.contiguous(memory_format=weights) / kernel, b], {
+        "stride": stride,
+        "padding": padding,
+    }
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("wide", WIDE, ids=str)
+@pytest.mark.parametrize("name", [CONV, UP])
+def test_first_and_second_gradients_pass_gradcheck(monkeypatch, name, wide, slope):
+    arguments, options = case(name, wide, torch.float64)
+    leaves = [t.requires_grad_() for t in arguments]
+    function = partial(getattr(fastgen.ops, name), negative_slope=slope, backend="cpp", **options)
+    exact = getattr(reference, name)(*leaves, negative_slope=slope, **options)
+    used = counted(monkeypatch, cpu_winograd)
+    torch.testing.assert_close(function(*leaves), exact)
+    assert gradcheck(function, leaves, fast_mode=True)
+    assert gradgradcheck(function, leaves, fast_mode=True)
+    assert set(used) - {"leaky_relu_mask_"} == OPERATORS
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "wide", [*WIDE, (64, 80, 10, 6, 3, 1, 1), (80, 64, 12, 8, 4, 2, 1)], ids=str
+)
+@pytest.mark.parametrize("name", [CONV, UP])
+def test_is_as_accurate_as_pytorch_through_the_second_order(monkeypatch, name, wide, dtype):
+    arguments, options = case(name, wide, dtype, batch=3)
+    used = counted(monkeypatch, cpu_winograd)
+    assert_as_accurate_as_torch(
+        partial(getattr(fastgen.ops, name), backend="cpp", **options),
+        partial(getattr(reference, name), **options),
+        arguments,
+    )
+    assert set(used) - {"leaky_relu_mask_"} == OPERATORS
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_long_sums_are_as_accurate_as_pytorchs(kernel, dtype):
+    """Of pictures with a mean, as they come out of a leaky ReLU: nothing cancels there that does
+    not cancel in PyTorch."""
+    stride = kernel - 2
+    x = torch.randn(4, 256, 8 * stride, 8 * stride).add(1).to(dtype).contiguous(memory_format=LAST)
+    w = (torch.randn(64, 256, kernel, kernel) / 50).to(dtype).contiguous(memory_format=LAST)
+    geometry = geometry_of(stride, 1)
+    exact = F.conv2d(x.double(), w.double(), None, stride, 1)
+    theirs = (F.conv2d(x, w, None, stride, 1).double() - exact).square().mean().sqrt()
+    ours = cpu_winograd.forward(x, w, None, 1.0, geometry)
+    error = (ours.double() - exact).square().mean().sqrt()
+    # Measured: 0.9 to 1.1 in float32, 2.2 to 2.5 in bfloat16.
+    assert error <= (2 if dtype == torch.float32 else 3) * theirs
+
+
+@pytest.mark.parametrize("weights", [LAST, torch.contiguous_format, None], ids=str)
+@pytest.mark.parametrize("padding", range(4))
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_every_size_and_padding_against_float64(kernel, padding, weights):
+    stride = kernel - 2
+    if padding >= kernel:
+        pytest.skip("such padding is not taken")
+    geometry = geometry_of(stride, padding)
+    for size in range(max(1, kernel - 2 * padding), 12):
+        for other, dtype in ((13 - size, torch.float64), (33, torch.float32), (9, torch.bfloat16)):
+            if other + 2 * padding < kernel:
+                continue
+            x = torch.randn(3, 48, size, other).to(dtype).contiguous(memory_format=LAST)
+            w = torch.randn(16, 48, kernel, kernel).to(dtype)
+            if weights is None:
+                w = torch.randn(16, 48, kernel, 2 * kernel).to(dtype)[..., ::2]
+            else:
+                w = w.contiguous(memory_format=weights)
+            wide = x.double(), w.double()
+            exact = F.conv2d(*wide, None, stride, padding)
+            g = torch.randn(exact.shape).to(dtype).contiguous(memory_format=LAST)
+            truths = [
+                F.leaky_relu(exact, 0.2),
+                torch.nn.grad.conv2d_input(x.shape, wide[1], g.double(), stride, padding),
+                torch.nn.grad.conv2d_weight(wide[0], w.shape, g.double(), stride, padding),
+            ]
+            results = [
+                cpu_winograd.forward(x, w, None, 0.2, geometry),
+                cpu_winograd.input_gradient(g, w, (size, other), geometry),
+                cpu_winograd.weight_gradient(x, g, w, geometry),
+            ]
+            tolerance = {8: 1e-14, 4: 1e-6, 2: 9e-3}[dtype.itemsize]
+            for result, truth in zip(results, truths, strict=True):
+                assert result.dtype == dtype
+                assert result.shape == truth.shape
+                assert (result.double() - truth).norm() <= tolerance * truth.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 30, 100])
+def test_large_pictures_are_cut_and_joined(rows):
+    """Many blocks of tiles in one picture, and pictures of one row of tiles."""
+    for kernel in (3, 4):
+        stride = kernel - 2
+        x = torch.randn(1, 32, 2 * rows * stride, 140).contiguous(memory_format=LAST)
+        w = torch.randn(32, 32, kernel, kernel)
+        geometry = geometry_of(stride, 1)
+        exact = F.conv2d(x.double(), w.double(), None, stride, 1)
+        g = torch.randn(exact.shape).contiguous(memory_format=LAST)
+        back = torch.nn.grad.conv2d_input(x.shape, w.double(), g.double(), stride, 1)
+        forth = cpu_winograd.forward(x, w, None, 1.0, geometry)
+        assert (forth - exact).norm() <= 1e-6 * exact.norm()
+        result = cpu_winograd.input_gradient(g, w, tuple(x.shape[2:]), geometry)
+        assert (result - back).norm() <= 1e-6 * back.norm()
+
+
+def passes(x, w, g, stride):
+    """The three passes with a padding of 1."""
+    x, g = (t.contiguous(memory_format=LAST) for t in (x, g))
+    geometry = geometry_of(stride, 1)
+    return (
+        cpu_winograd.forward(x, w, None, 1.0, geometry),
+        cpu_winograd.input_gradient(g, w, tuple(x.shape[2:]), geometry),
+        cpu_winograd.weight_gradient(x, g, w, geometry),
+    )
+
+
+def weight_gradient_by_definition(x, w, g, stride):
+    """Of the pixels that there are: zeros around them, times infinity, would be NaN."""
+    result = torch.zeros_like(w)
+    for i in range(w.shape[2]):
+        for j in range(w.shape[3]):
+            rows, columns = (
+                [p for p in range(n) if 0 <= p * stride + tap - 1 < size]
+                for n, tap, size in zip(g.shape[2:], (i, j), x.shape[2:], strict=True)
+            )
+            seen = x[
+                :, :, rows[0] * stride + i - 1 :: stride, columns[0] * stride + j - 1 :: stride
+            ]
+            some = g[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            seen = seen[:, :, : len(rows), : len(columns)]
+            result[:, :, i, j] = torch.einsum("nkpq,ncpq->kc", some, seen)
+    return result
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_what_is_not_finite_is_what_the_definition_says(kernel, dtype):
+    """Also where a transform would carry it to the other outputs of its tile."""
+    stride = kernel - 2
+    x, w = torch.randn(2, 16, 10, 12), torch.randn(32, 16, kernel, kernel)
+    g = torch.randn(F.conv2d(x, w, None, stride, 1).shape)
+    x[0, 3, 4, 5], x[0, 9, 4, 11], x[1, 0, 0, 0] = torch.inf, -torch.inf, torch.nan
+    g[0, 3, 2, 1], g[1, 6, 0, -1] = torch.nan, torch.inf
+    x, w, g = (t.to(dtype) for t in (x, w, g))
+    wide = x.double(), w.double(), g.double()
+    truths = (
+        F.conv2d(*wide[:2], None, stride, 1),
+        torch.nn.grad.conv2d_input(x.shape, *wide[1:], stride, 1),
+        weight_gradient_by_definition(*wide, stride),
+    )
+    for result, truth in zip(passes(x, w, g, stride), truths, strict=True):
+        assert torch.equal(result.isnan(), truth.isnan())
+        infinite = truth.isinf()
+        assert torch.equal(result[infinite], truth[infinite].to(dtype))
+        assert result[~infinite].isinf().sum() == 0
+        assert infinite.any()
+        assert truth.isnan().any()
+        assert truth.isfinite().any()
+
+
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_where_only_a_transform_overflows_the_result_is_right(kernel):
+    stride = kernel - 2
+    x, w = torch.randn(2, 16, 10, 12), torch.randn(32, 16, kernel, kernel).sign() / 64
+    g = torch.randn(F.conv2d(x, w, None, stride, 1).shape)
+    flat, small = torch.full_like(x, 1 / 64), torch.full_like(g, 1 / 64)
+    x[1, 5, 6:8, 6:8], g[1, 9, 2:4, 2:4] = 3e38, 3e38
+    forth, back, _ = passes(x, w, g, stride)
+    of_large_inputs, of_large_gradients = (
+        passes(x, w, small, stride)[2],
+        passes(flat, w, g, stride)[2],
+    )
+    wide = x.double(), w.double(), g.double()
+    for result, truth in (
+        (forth, F.conv2d(*wide[:2], None, stride, 1)),
+        (back, torch.nn.grad.conv2d_input(x.shape, *wide[1:], stride, 1)),
+        (of_large_inputs, torch.nn.grad.conv2d_weight(wide[0], w.shape, small.double(), stride, 1)),
+        (
+            of_large_gradients,
+            torch.nn.grad.conv2d_weight(flat.double(), w.shape, wide[2], stride, 1),
+        ),
+    ):
+        assert result.isfinite().all()
+        assert (result.double() - truth).norm() <= 1e-6 * truth.norm()
+
+
+def test_an_empty_batch_and_its_gradients():
+    for name in (CONV, UP):
+        arguments, options = case(name, WIDE[0], torch.float32, batch=0)
+        x, w, b = (t.requires_grad_() for t in arguments)
+        y = getattr(fastgen.ops, name)(x, w, b, backend="cpp", **options)
+        grads = torch.autograd.grad(y.sum(), (x, w, b))
+        assert y.shape[0] == 0
+        assert all(g.eq(0).all() for g in grads)
+
+
+def test_operators_pass_opcheck():
+    o = torch.ops.fastgen
+    for dtype in (*DTYPES, torch.float64):
+        (x, w, b), _ = case(CONV, WIDE[3], dtype, weights=torch.contiguous_format)
+        g = torch.randn(2, 48, 4, 3).to(dtype).contiguous(memory_format=LAST)
+        for operator, arguments in (
+            (o.winograd_conv2d, (x, w, b, g, 0.2, 2, 1, 1)),
+            (o.winograd_conv_transpose2d, (g, w, None, 1.0, 2, 1, 1, 8, 6)),
+            (o.winograd_conv2d_weight_gradient, (x, g, 4, 4, 2, 1, 1, False)),
+            (o.winograd_conv2d_weight_gradient, (x, g, 4, 4, 2, 1, 1, True)),
+        ):
+            torch.library.opcheck(operator.default, arguments)
+
+
+def last(*shape: int, **options: object) -> torch.Tensor:
+    return torch.zeros(shape, **options).contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": torch.zeros(2, 16, 9, 9)}, "input must be channels_last"),
+        ({"input": torch.zeros(16, 9, 9)}, "four dimensions"),
+        ({"input": last(2, 16, 9, 9).half()}, "on a CPU"),
+        ({"input": last(2, 12, 9, 9)}, "multiples of 16"),
+        ({"grad": last(2, 32, 4, 3)}, "must have shape"),
+        ({"grad": torch.zeros(2, 32, 4, 4)}, "grad must be channels_last"),
+        ({"grad": last(2, 32, 4, 4).double()}, "dtype of input"),
+        ({"kernel": (3, 4)}, "3x3 with stride 1 and of 4x4"),
+        ({"stride": 1}, "3x3 with stride 1 and of 4x4"),
+        ({"padding": (4, 0)}, "padding must lie"),
+        ({"padding": (-1, 0)}, "padding must lie"),
+        ({"input": last(2, 16, 1, 9)}, "height must be at least 4"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_weight_gradient_says_what_is_wrong(change, message):
+    call = {"input": last(2, 16, 9, 9), "grad": last(2, 32, 4, 4), "kernel": (4, 4)}
+    call |= {"stride": 2, "padding": (1, 1)} | change
+    if call["input"].dtype == torch.float16:
+        call["grad"] = call["grad"].half()
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastgen.winograd_conv2d_weight_gradient(
+            call["input"], call["grad"], *call["kernel"], call["stride"], *call["padding"], False
+        )
+
+
+def test_the_transposed_convolution_says_which_input_belongs_to_an_output():
+    with pytest.raises(RuntimeError, match="belongs to an input of 4x3"):
+        torch.ops.fastgen.winograd_conv_transpose2d(
+            last(2, 16, 4, 4), torch.zeros(16, 16, 4, 4), None, 1.0, 2, 1, 1, 8, 6
+        )
+
+
+PROGRAM = """
+import sys, torch
+from fastgen.ops import compiled
+compiled.missing("cpu")
+
+def everything():
+    torch.manual_seed(0)
+    o, results = torch.ops.fastgen, []
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for n, c, f, size, kernel in (
+            (1, 32, 32, 40, 4), (33, 16, 48, 7, 3), (2, 80, 64, 18, 4), (5, 96, 160, 6, 3)
+        ):
+            stride = kernel - 2
+            x = torch.randn(n, c, size, size).to(dtype)
+            x = x.contiguous(memory_format=torch.channels_last)
+            w = (torch.randn(f, c, kernel, kernel) / kernel).to(dtype)
+            y = o.winograd_conv2d(x, w, None, None, 0.2, stride, 1, 1)
+            g = torch.randn(y.shape).to(dtype).contiguous(memory_format=torch.channels_last) / 8
+            results += [
+                y, o.winograd_conv2d(x, w, None, g, 0.2, stride, 1, 1),
+                o.winograd_conv_transpose2d(g, w, None, 0.2, stride, 1, 1, size, size),
+                o.winograd_conv2d_weight_gradient(x, g, kernel, kernel, stride, 1, 1, False),
+            ]
+    return results
+"""
+
+
+def test_versions_agree_within_rounding(tmp_path):
+    """Every one that this CPU has. Where it multiplies bfloat16, transformed numbers are rounded to
+    it; elsewhere they stay float32.
+    """
+    found = results_by_version(PROGRAM, tmp_path)
+    for results in found.values():
+        for ours, other in zip(results, found["portable"], strict=True):
+            allowed = 4 * torch.finfo(ours.dtype).eps
+            assert (ours.double() - other.double()).norm() <= allowed * other.double().norm()
+
+
+def test_the_number_of_threads_changes_no_bit():
+    run_program(PROGRAM + SAME_FOR_ALL_THREADS)
+
+
+def test_the_rule_takes_it_where_it_was_measured_to_be_faster(monkeypatch):
+    if compiled.cpu_version() == "portable":
+        pytest.skip("nothing was measured in portable code")
+    ours, onednn = "Winograd (C++)", "plain PyTorch"
+    down, up = geometry_of(2, 1), geometry_of(2, 1, transposed=True)
+    for dtype in DTYPES:
+        x, w, g = (last(*s, dtype=dtype) for s in ((2, 32, 16, 16), (64, 32, 4, 4), (2, 64, 8, 8)))
+        calls = [
+            (CONV, "forward", x, w, None, 0.2, down),
+            (CONV, "masked_forward", x, w, None, g, 0.2, down),
+            (CONV, "input_gradient", g, w, (16, 16), down),
+            (CONV, "weight_gradient", x, g, w, down),
+            (UP, "forward", g, w, None, 0.2, up),
+            (UP, "input_gradient", x, w, (8, 8), up),
+            (UP, "weight_gradient", g, x, w, up),
+        ]
+        for call in calls:
+            assert chosen(*call) == ours
+        monkeypatch.setenv("FASTGEN_WINOGRAD", "off")
+        for call in calls:
+            assert chosen(*call) != ours
+        monkeypatch.delenv("FASTGEN_WINOGRAD")
+        few = last(1, 32, 8, 8, dtype=dtype), last(1, 32, 6, 6, dtype=dtype)
+        narrow = last(2, 16, 16, 16, dtype=dtype), last(64, 16, 4, 4, dtype=dtype)
+        assert chosen(CONV, "forward", few[0], w, None, 0.2, down) == onednn  # 4 tiles
+        assert chosen(CONV, "forward", few[1], w, None, 0.2, down) == onednn  # none is full
+        assert chosen(CONV, "forward", *narrow, None, 0.2, down) == onednn
+        assert chosen(CONV, "forward", x.contiguous(), w.contiguous(), None, 0.2, down) == onednn
+        assert chosen(UP, "forward", g, w, None, "tanh", up) != ours
+        dilated = down._replace(dilation=(2, 2))
+        assert chosen(CONV, "forward", x, w, None, 0.2, dilated) == onednn
