@@ -69,7 +69,7 @@ struct Block {
 // A block into the map; answers whether everything was finite. kWhole: no pixel lies outside of the
 // map. kExact: what is not finite is computed as it is defined.
 template <typename W, typename T, bool kMasked, bool kWhole, bool kExact>
-FASTGEN_INLINE bool finish_as(const WinogradCall& call, const Block<T>& block) {
+inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
   constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints * W::kPoints;
   const WinogradShape& shape = call.shape;
   const Tile tile = block.tile;

@@ -78,7 +78,7 @@ struct Row {
 // A row into the result, every kStride-th pixel; answers whether everything was finite. kExact: what
 // is not is computed as it is defined.
 template <typename W, typename T, bool kExact>
-FASTGEN_INLINE bool finish_as(const WinogradCall& call, const Panel& panel, const Row<T>& row) {
+inline bool finish_as(const WinogradCall& call, const Panel& panel, const Row<T>& row) {
   constexpr int kWidth = kLanes<Wide<T>>;
   const WinogradShape& shape = call.shape;
   const Vector<Wide<T>> slope = all(static_cast<Wide<T>>(call.slope));

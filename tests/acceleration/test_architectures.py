@@ -189,7 +189,7 @@ class Convolutions(TorchDispatchMode):
         name = func.name()
         if "convolution_backward" in name:
             self.count += sum(args[-1][:2])
-        elif "convolution" in name or "image_edge" in name:
+        elif "convolution" in name or (name.startswith("fastgen::") and "conv" in name):
             self.count += 1
         return func(*args, **(kwargs or {}))
 

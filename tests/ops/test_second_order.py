@@ -45,10 +45,10 @@ class Recorder(TorchDispatchMode):
             ):
                 if wanted:
                     self.calls[kind] += 1
-        elif name in ("fastgen::image_edge_conv2d", "fastgen::image_edge_conv_transpose2d"):
-            backwards = (name == "fastgen::image_edge_conv_transpose2d") != self.transposed
+        elif name.startswith("fastgen::") and name.endswith(("conv2d", "conv_transpose2d")):
+            backwards = name.endswith("conv_transpose2d") != self.transposed
             self.calls["input gradient" if backwards else "forward"] += 1
-        elif name == "fastgen::image_edge_conv2d_weight_gradient" or name == "aten::mm":
+        elif name.endswith("conv2d_weight_gradient") or name == "aten::mm":
             self.calls["weight gradient"] += 1
         for result in output if isinstance(output, tuple | list) else [output]:
             if isinstance(result, torch.Tensor) and result.dim() == 4 and len(result) == BATCH:
@@ -57,26 +57,30 @@ class Recorder(TorchDispatchMode):
                     name in COPIES
                     and args[0].shape == result.shape
                     and args[0].stride() != result.stride()
+                    and 0 not in args[0].stride()  # an expanded tensor has no layout
                 ):
                     self.layout_conversions.append(name)
         return output
 
 
 CASES = [
-    # (stride, kernel, padding, groups, bias)
+    # (stride, kernel, padding, groups, bias[, how much wider])
     pytest.param((1, 3, 1, 1, True), id="stride1-kernel3"),
     pytest.param((2, 4, 1, 1, True), id="stride2-kernel4"),
     pytest.param((2, 4, 1, 1, False), id="stride2-no-bias"),
     pytest.param((2, 5, 2, 1, True), id="stride2-kernel5"),
     pytest.param((1, 3, 1, 2, True), id="groups2"),
     pytest.param((2, 3, 1, 2, False), id="stride2-kernel3-groups2"),
+    pytest.param((1, 3, 1, 1, True, 16), id="stride1-kernel3-wide"),
+    pytest.param((2, 4, 1, 1, True, 16), id="stride2-kernel4-wide"),
 ]
+MOST_CHANNELS = 8  # of an activation, times how much wider
 
 
-def stack(stride, kernel, padding, groups, bias, *, transposed, layout):
+def stack(stride, kernel, padding, groups, bias, wider=1, *, transposed, layout):
     """Four layers, the last one linear, and a batch of inputs."""
     layer = ConvTransposeLeakyReLU2d if transposed else ConvLeakyReLU2d
-    widths = [4, 6, 8, 6, 2]
+    widths = [wider * width for width in (4, 6, MOST_CHANNELS, 6, 2)]
     layers = [
         layer(
             a,
@@ -86,12 +90,12 @@ def stack(stride, kernel, padding, groups, bias, *, transposed, layout):
             padding,
             groups=groups,
             bias=bias,
-            negative_slope=1.0 if b == 2 else 0.2,
+            negative_slope=1.0 if b == widths[-1] else 0.2,
         )
         for a, b in itertools.pairwise(widths)
     ]
     size = 3 if transposed else 32 if stride == 2 else 7
-    images = torch.randn(BATCH, 4, size, size).contiguous(memory_format=layout)
+    images = torch.randn(BATCH, widths[0], size, size).contiguous(memory_format=layout)
     return nn.Sequential(*layers).to(memory_format=layout), images
 
 
@@ -168,7 +172,7 @@ def test_no_layout_changes_in_any_order_of_gradient(case, transposed, channels_l
     for activation in recorder.activations:
         if 0 in activation.stride():  # the ones that the derivative of a sum starts from
             continue
-        if activation.shape[1] > 8:  # (N, H, W, C), on the way through the shuffle of the phases
+        if activation.shape[1] > MOST_CHANNELS * (*case, 1)[5]:  # (N, H, W, C), on the way through the shuffle of the phases
             continue
         assert activation.is_contiguous(memory_format=layout), (
             activation.shape,
