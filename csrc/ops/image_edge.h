@@ -62,17 +62,26 @@ inline Dtype cpu_dtype_of(const Tensor& tensor, const char* name) {
 }
 
 // Memory for the kernels' own use: a kept block, on pages that are large where the system has such.
+// A sanitizer sees what lies beyond it.
 class Workspace {
  public:
-  explicit Workspace(std::int64_t bytes) { data_ = take_block(bytes, &size_); }
+#if defined(__SANITIZE_ADDRESS__)
+  explicit Workspace(std::int64_t bytes)
+      : data_(std::aligned_alloc(cpu::kImageEdgeAlignment,
+                                 ceil_div(bytes, cpu::kImageEdgeAlignment) *
+                                     cpu::kImageEdgeAlignment)) {}
+  ~Workspace() { std::free(data_); }
+#else
+  explicit Workspace(std::int64_t bytes) : data_(take_block(bytes, &size_)) {}
   ~Workspace() { give_block(data_, size_); }
+#endif
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   void* data() const { return data_; }
 
  private:
+  std::size_t size_ = 0;  // before data_, which writes it
   void* data_;
-  std::size_t size_;
 };
 
 // Operations that a thread should have: below it another thread does not pay.
