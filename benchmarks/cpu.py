@@ -146,8 +146,9 @@ def measure_row(key: str, threads: int, limits: dict[str, Any], rounds: int) -> 
 def _judged(
     demand: Demand, rows: dict[str, Any], work: dict[str, Any], limits: dict[str, Any]
 ) -> dict[str, Any]:
-    """What was reached, and what would be if fastgen's convolutions and products ran at the peak
-    that was measured and everything else took no time: no code can do more.
+    """What was reached, and what would be if fastgen's convolutions and products, by Winograd's
+    method where there is a kernel for it, ran at the peak that was measured and everything else
+    took no time.
     """
     ours = rows.get(demand.ours.name)
     other = demand.over if isinstance(demand.over, str) else demand.over.name
@@ -161,8 +162,9 @@ def _judged(
         judged["reached"] = rows[other]["seconds"] / ours["seconds"]
         judged["by_wall_clock"] = rows[other]["wall_seconds"] / ours["wall_seconds"]
         if work["operations"]:
-            least = work["operations"] / limits["operations_per_second"][demand.ours.dtype]
-            judged["at_peak"] = rows[other]["seconds"] / least
+            least = work["least_operations"] or work["operations"]
+            seconds = least / limits["operations_per_second"][demand.ours.dtype]
+            judged["at_peak"] = rows[other]["seconds"] / seconds
     return judged
 
 

@@ -183,8 +183,9 @@ def cpu_section(results: Results | None) -> str:
     parts = [
         f"{title}\n\nMedians over interleaved rounds of process time, divided by the threads; "
         "beside them the ratio by\nthe wall clock. At the peak: what would be reached if the "
-        "convolutions and products that fastgen cannot\ndo without ran at the measured peak "
-        f"({peaks}) and all else took no\ntime; no code can do more. Measured copy bandwidth: "
+        "convolutions and products that fastgen cannot\ndo without, by Winograd's method where it "
+        f"has that, ran at the measured peak ({peaks}) and all\nelse took no time. "
+        "Measured copy bandwidth: "
         f"{copies}.\n"
         f"{machine_line(results)}\n\n{command}\n",
         table(

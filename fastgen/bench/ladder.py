@@ -167,6 +167,7 @@ def measured(
     return {
         "name": subject.name, "kind": subject.kind, "batch": subject.batch,
         "operations": work.operations, "numbers": work.numbers,
+        "least_operations": work.least_operations,
         "rungs": [_rung(rung, rungs, times, answers) for rung in rungs if rung.name in times],
         "left_out": left_out,
     }  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from fastgen.ops import cpu_winograd
 from fastgen.ops.backend import backend
 
 from .runners import tensors_in
@@ -22,10 +23,13 @@ class Work(NamedTuple):
         operations: multiplications and additions of convolutions and matrix products; 0: it only
             moves numbers.
         numbers: how many numbers are read and written; bytes are that times the size of one.
+        least_operations: the same operations where Winograd's method takes fewer and
+            fastgen has kernels for it (on a CPU); 0: not counted.
     """
 
     operations: int
     numbers: int
+    least_operations: int = 0
 
     def bytes(self, dtype: torch.dtype) -> int:
         """Bytes read and written in a precision."""
@@ -65,7 +69,7 @@ def _count(computation: Callable[[], object]) -> Work:
             computation()
     finally:
         onednn.enabled = before
-    return Work(products.operations, products.numbers)
+    return Work(products.operations, products.numbers, products.least_operations)
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -76,7 +80,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.operations = self.numbers = 0
+        self.operations = self.numbers = self.least_operations = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -84,38 +88,56 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         name = func.name().split(".")[0]
         if name in PRODUCTS:
-            self.operations += PRODUCTS[name](func, args, result)
+            operations, least = PRODUCTS[name](func, args, result)
+            self.operations += operations
+            self.least_operations += least
             self.numbers += sum(map(Tensor.numel, tensors_in([list(args), result])))
         return result
 
 
-def _matrices(func: Any, args: Any, result: Any) -> int:
-    return int(flop_registry[func.overloadpacket](*args, out_val=result))
+def _matrices(func: Any, args: Any, result: Any) -> tuple[int, int]:
+    operations = int(flop_registry[func.overloadpacket](*args, out_val=result))
+    return operations, operations
 
 
-def _convolution(func: Any, args: Any, result: Any) -> int:
-    transposed = args[6]
-    return _of_convolution(args[1], args[0] if transposed else result)
+def _convolution(func: Any, args: Any, result: Any) -> tuple[int, int]:
+    stride, dilation, transposed, groups = args[3], args[5], args[6], args[8]
+    plain = groups == 1 and max(dilation) == 1
+    return _of_convolution(args[1], args[0] if transposed else result, stride if plain else None)
 
 
-def _convolution_backward(func: Any, args: Any, result: Any) -> int:
+def _convolution_backward(func: Any, args: Any, result: Any) -> tuple[int, int]:
     grad, source, weight = args[:3]
-    transposed, asked = args[7], args[10]
-    return int(sum(asked[:2])) * _of_convolution(weight, source if transposed else grad)
+    stride, dilation, transposed, groups, asked = args[4], args[6], args[7], args[9], args[10]
+    plain = groups == 1 and max(dilation) == 1
+    once = _of_convolution(weight, source if transposed else grad, stride if plain else None)
+    wanted = int(sum(asked[:2]))
+    return wanted * once[0], wanted * once[1]
 
 
-def _of_convolution(weight: Tensor, smaller: Tensor) -> int:
+def _of_convolution(weight: Tensor, smaller: Tensor, stride: list[int] | None) -> tuple[int, int]:
     """Two for each number of the weight, which holds every pair of channels that meets, at each
-    place of the smaller map."""
-    return 2 * weight.numel() * len(smaller) * smaller.shape[2:].numel()
+    place of the smaller map; and by Winograd's method two for each point of each tile."""
+    by_definition = 2 * weight.numel() * len(smaller) * smaller.shape[2:].numel()
+    kernel = (weight.shape[2], weight.shape[3]) if weight.dim() == 4 else None
+    if stride is None or kernel is None or cpu_winograd.KERNELS.get(kernel) != tuple(stride):
+        return by_definition, by_definition
+    pairs = weight.shape[0] * weight.shape[1]
+    if any(channels % cpu_winograd.CHANNELS for channels in weight.shape[:2]):
+        return by_definition, by_definition
+    tiles = len(smaller) * -(-smaller.shape[2] // 2) * -(-smaller.shape[3] // 2)
+    points = stride[0] ** 2 * (kernel[0] // stride[0] + 1) ** 2
+    return by_definition, min(by_definition, 2 * pairs * tiles * points)
 
 
 # PyTorch's own formula for convolution_backward ignores groups.
-PRODUCTS: dict[str, Callable[[Any, Any, Any], int]] = {
+PRODUCTS: dict[str, Callable[[Any, Any, Any], tuple[int, int]]] = {
     "aten::convolution": _convolution,
     "aten::convolution_backward": _convolution_backward,
     "aten::mm": _matrices,
     "aten::addmm": _matrices,
     "aten::bmm": _matrices,
 }
-"""The operators that are counted, and from (operator, arguments, result) to operations."""
+"""The operators that are counted, and from (operator, arguments, result) to operations: by the
+definition, and by the fewest there are.
+"""

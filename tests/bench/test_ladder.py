@@ -160,7 +160,16 @@ def test_the_json_says_what_was_measured_on_what(results: dict[str, Any]) -> Non
     assert kept["ceilings"]["copy_bytes_per_second"] > 0
     assert set(kept["ceilings"]["operations_per_second"]) == set(rungs.DTYPES)
     for row in kept["rows"]:
-        assert {"name", "kind", "batch", "operations", "numbers", "rungs", "left_out"} == row.keys()
+        assert {
+            "name",
+            "kind",
+            "batch",
+            "operations",
+            "numbers",
+            "least_operations",
+            "rungs",
+            "left_out",
+        } == row.keys()
 
 
 def test_the_higher_measurement_of_a_ceiling_counts() -> None:

@@ -72,7 +72,26 @@ def test_work_is_continued_to_any_batch() -> None:
 
     wanted = layer._replace(batch=37)
     found = work_per_batch(forward, 37)  # type: ignore[arg-type]
-    assert found == Work(wanted.operations, wanted.forward_numbers + wanted.outputs)
+    assert found[:2] == (wanted.operations, wanted.forward_numbers + wanted.outputs)
+
+
+def test_winograds_method_multiplies_less_where_there_is_a_kernel_for_it() -> None:
+    for kernel, stride, channels, share in (
+        (3, 1, 32, 16 / 36), (4, 2, 16, 9 / 16), (4, 2, 24, 1), (4, 1, 16, 1), (5, 2, 16, 1),
+    ):  # fmt: skip
+        x, w = (
+            torch.randn(2, 16, 8, 8, requires_grad=True),
+            torch.randn(channels, 16, kernel, kernel),
+        )
+        with Products() as products:
+            y = torch.conv2d(x, w, None, stride, (kernel - 1) // 2)
+            torch.autograd.grad(y.sum(), x)
+            torch.conv_transpose2d(y, w, None, stride, (kernel - 1) // 2)
+        if y.shape[2] % 2 == 0:
+            assert products.least_operations == share * products.operations
+    with Products() as products:  # a tile that is not full takes as much
+        torch.conv2d(torch.randn(1, 16, 3, 3), torch.randn(16, 16, 3, 3), None, 1, 1)
+    assert products.least_operations == 2 * 16 * 16 * 4 * 16
 
 
 def test_the_slower_limit_bounds() -> None:

@@ -172,7 +172,9 @@ def test_no_layout_changes_in_any_order_of_gradient(case, transposed, channels_l
     for activation in recorder.activations:
         if 0 in activation.stride():  # the ones that the derivative of a sum starts from
             continue
-        if activation.shape[1] > MOST_CHANNELS * (*case, 1)[5]:  # (N, H, W, C), on the way through the shuffle of the phases
+        if (
+            activation.shape[1] > MOST_CHANNELS * (*case, 1)[5]
+        ):  # (N, H, W, C), on the way through the shuffle of the phases
             continue
         assert activation.is_contiguous(memory_format=layout), (
             activation.shape,
