@@ -21,6 +21,7 @@ inline cpu::WinogradPlan winograd_conv2d_plan(const cpu::WinogradShape& shape,
                                               std::int64_t threads) {
   using namespace winograd;
   WinogradPlan plan{};
+  plan.segments = 1;
   const std::int64_t depth = phases(shape) * shape.channels;
   const std::int64_t all = shape.batch * tile_rows(shape) * tile_columns(shape);
   plan.tiles = tiles_together(shape, points(shape) * depth);

@@ -34,10 +34,26 @@ Wide<T> defined(const WinogradCall& call, std::int64_t filter, std::int64_t chan
   return sum;
 }
 
-// Sums of a panel at the points, kWinogradPanel a row, into the weight gradient.
-template <typename W, typename T>
-void finish(const WinogradCall& call, std::int64_t first_channel, std::int64_t channels,
-            std::int64_t panel, const Wide<T>* sums, std::int64_t plane) {
+// Where a weight gradient goes, or one segment's part of it.
+template <typename To>
+struct Place {
+  To* weight;
+  std::int64_t strides[4];
+};
+
+template <typename T>
+Place<Wide<T>> part_of(const WinogradCall& call, std::int64_t segment) {
+  const std::int64_t channels = call.shape.channels, kernel = call.shape.kernel;
+  const std::int64_t filter = kernel * kernel * channels;
+  return {static_cast<Wide<T>*>(call.packed) + segment * call.shape.filters * filter,
+          {filter, 1, kernel * channels, channels}};
+}
+
+// Sums of a panel at the points, kWinogradPanel a row, into the weight gradient. What is not finite
+// is computed as it is defined, over all tiles, or left for the sum of all segments to do.
+template <typename W, typename T, typename To>
+void finish(const WinogradCall& call, const Place<To>& place, std::int64_t first_channel,
+            std::int64_t channels, std::int64_t panel, const Wide<T>* sums, std::int64_t plane) {
   constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints * W::kPoints;
   constexpr int kTaps = W::kTaps * W::kTaps, kPhases = W::kStride * W::kStride;
   const std::int64_t first = panel * kWinogradPanel;
@@ -58,7 +74,8 @@ void finish(const WinogradCall& call, std::int64_t first_channel, std::int64_t c
             to[tap] = out[tap];
             finite.see(out[tap]);
           }
-          for (int tap = 0; tap < kTaps && !finite.all_were(); ++tap) {
+          const bool exactly = call.plan.segments == 1 && !finite.all_were();
+          for (int tap = 0; tap < kTaps && exactly; ++tap) {
             const int i = phase / W::kStride + tap / W::kTaps * W::kStride;
             const int j = phase % W::kStride + tap % W::kTaps * W::kStride;
             to[tap] = with_exact<Wide<T>>(out[tap], [&](int lane) {
@@ -67,9 +84,9 @@ void finish(const WinogradCall& call, std::int64_t first_channel, std::int64_t c
           }
         }
       }
-      store_taps<W, T>(taps, call.result_strides,
-                    static_cast<T*>(call.result) + (first + l) * call.result_strides[0] +
-                        (first_channel + c) * call.result_strides[1]);
+      store_taps<W, To>(taps, place.strides,
+                        place.weight + (first + l) * place.strides[0] +
+                            (first_channel + c) * place.strides[1]);
     }
   }
 }
@@ -104,7 +121,13 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
   for (std::int64_t c = 0; c < most_channels; ++c) zeros[c] = T{};
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
-    const std::int64_t block = piece / plan.groups, group = piece % plan.groups;
+    const std::int64_t group = piece % plan.groups;
+    const std::int64_t block = piece / plan.groups % plan.blocks;
+    const std::int64_t segment = piece / plan.groups / plan.blocks;
+    const std::int64_t steps = ceil_div(all, plan.tiles);
+    const std::int64_t start = segment * steps / plan.segments * plan.tiles;
+    const std::int64_t stop =
+        winograd::at_most((segment + 1) * steps / plan.segments * plan.tiles, all);
     const std::int64_t channel = block * plan.block_channels;
     const std::int64_t channels = winograd::at_most(shape.channels - channel, plan.block_channels);
     const std::int64_t first_panel = group * plan.panels / plan.groups;
@@ -112,8 +135,8 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
     const std::int64_t filter = first_panel * kWinogradPanel;
     const std::int64_t filters =
         winograd::at_most(shape.filters - filter, panels * kWinogradPanel);
-    for (std::int64_t first = 0; first < all; first += plan.tiles) {
-      const std::int64_t count = winograd::at_most(all - first, plan.tiles);
+    for (std::int64_t first = start; first < stop; first += plan.tiles) {
+      const std::int64_t count = winograd::at_most(stop - first, plan.tiles);
       const Tile tile = tile_of(shape, first);
       transform_steps<typename W::Input, T, kPhases>(
           shape, tile, count, channels,
@@ -131,15 +154,62 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
           multiply({inputs + p * input_plane, numbers, kElements, 1, 0, count,
                     numbers * kElements, maps + p * map_plane + panel * panel_size, kWinogradPanel,
                     lanes / kLanes<Wide<T>>, sums + p * sums_plane + panel * sums_panel,
-                    kWinogradPanel, first > 0});
+                    kWinogradPanel, first > start});
         }
       }
     }
     for (std::int64_t panel = 0; panel < panels; ++panel) {
-      finish<W, T>(call, channel, channels, first_panel + panel, sums + panel * sums_panel,
-                   sums_plane);
+      const Wide<T>* from = sums + panel * sums_panel;
+      if (plan.segments > 1) {
+        finish<W, T>(call, part_of<T>(call, segment), channel, channels, first_panel + panel, from,
+                     sums_plane);
+      } else {
+        const std::int64_t(&strides)[4] = call.result_strides;
+        const Place<T> whole{static_cast<T*>(call.result),
+                             {strides[0], strides[1], strides[2], strides[3]}};
+        finish<W, T>(call, whole, channel, channels, first_panel + panel, from, sums_plane);
+      }
     }
   }
+}
+
+template <typename W, typename T>
+void sum(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
+  constexpr int kWidth = kLanes<Wide<T>>, kKernel = W::kStride * W::kTaps;
+  const std::int64_t(&strides)[4] = call.result_strides;
+  const Place<Wide<T>> first = part_of<T>(call, 0), second = part_of<T>(call, 1);
+  const std::int64_t apart = second.weight - first.weight;
+  for (std::int64_t filter = begin; filter < end; ++filter) {
+    for (int tap = 0; tap < kKernel * kKernel; ++tap) {
+      const int i = tap / kKernel, j = tap % kKernel;
+      const Wide<T>* from = first.weight + filter * first.strides[0] + i * first.strides[2] +
+                            j * first.strides[3];
+      T* to = static_cast<T*>(call.result) + filter * strides[0] + i * strides[2] + j * strides[3];
+      for (std::int64_t c = 0; c < call.shape.channels; c += kWidth) {
+        Vector<Wide<T>> total = load(from + c);
+        for (std::int64_t s = 1; s < call.plan.segments; ++s) total += load(from + s * apart + c);
+        Finite<Wide<T>> finite;
+        finite.see(total);
+        if (!finite.all_were()) {
+          total = with_exact<Wide<T>>(
+              total, [&](int lane) { return defined<W, T>(call, filter, c + lane, i, j); });
+        }
+        if (strides[1] == 1) {
+          store(to + c, total);
+        } else {
+          for (int lane = 0; lane < kWidth; ++lane) {
+            to[(c + lane) * strides[1]] = narrow<T>(total[lane]);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void sum(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
+  return call.shape.stride == 2 ? sum<Winograd4x4, T>(call, begin, end)
+                                : sum<Winograd3x3, T>(call, begin, end);
 }
 
 template <typename T>
@@ -149,6 +219,14 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
 }
 
 }  // namespace
+
+void winograd_conv2d_weight_sum(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
+  switch (call.shape.dtype) {
+    case Dtype::float32: return sum<float>(call, begin, end);
+    case Dtype::float64: return sum<double>(call, begin, end);
+    default: return sum<BFloat16>(call, begin, end);
+  }
+}
 
 void winograd_conv2d_weight(const WinogradCall& call, std::int64_t begin, std::int64_t end,
                             void* scratch) {

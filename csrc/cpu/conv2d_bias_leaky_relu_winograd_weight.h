@@ -11,7 +11,9 @@ namespace fastgen::cpu {
 //
 // A block is input channels, a panel is filters. Sums are in float32, and in float64 for float64;
 // where the CPU multiplies bfloat16, transformed numbers are rounded to it.
+// With several segments, each writes its part to `packed`, and the parts are added up in order.
 FASTGEN_KERNEL(Winograd, winograd_conv2d_weight)  // pieces begin ... end - 1
+FASTGEN_KERNEL(WinogradPack, winograd_conv2d_weight_sum)  // then, of filters begin ... end - 1
 
 }  // namespace fastgen::cpu
 
@@ -33,7 +35,17 @@ inline cpu::WinogradPlan winograd_conv2d_weight_plan(const cpu::WinogradShape& s
   plan.blocks = ceil_div(shape.channels, plan.block_channels);
   cut_panels(plan, plan.panels, threads);
   plan.groups = at_least(plan.groups, ceil_div(plan.panels, kPanels));
-  plan.pieces = plan.blocks * plan.groups;
+  // A layer with few channels has little else for many threads to share.
+  constexpr std::int64_t kPieces = 16, kLeastSteps = 4;
+  const std::int64_t steps =
+      ceil_div(shape.batch * tile_rows(shape) * tile_columns(shape), plan.tiles);
+  plan.segments = at_least(
+      1, at_most(ceil_div(kPieces, plan.blocks * plan.panels), steps / kLeastSteps));
+  plan.pieces = plan.segments * plan.blocks * plan.groups;
+  if (plan.segments > 1) {
+    plan.packed_bytes = bytes(shape, plan.segments * shape.filters * shape.channels *
+                                         shape.kernel * shape.kernel);
+  }
   plan.piece_operations = operations(shape) / plan.pieces;
   const std::int64_t numbers = phases(shape) * plan.block_channels;
   const std::int64_t filters = ceil_div(plan.panels, plan.groups) * kWinogradPanel;

@@ -37,6 +37,7 @@ inline cpu::WinogradPlan winograd_conv_transpose2d_plan(const cpu::WinogradShape
                                                         std::int64_t threads) {
   using namespace winograd;
   WinogradPlan plan{};
+  plan.segments = 1;
   const std::int64_t rows = tile_rows(shape), columns = tile_columns(shape);
   const std::int64_t together = tiles_together(shape, points(shape) * shape.filters);
   plan.images = at_least(1, at_most(together / (rows * columns), shape.batch));

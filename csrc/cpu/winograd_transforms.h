@@ -391,7 +391,7 @@ inline void load_taps(const T* weight, const std::int64_t (&strides)[4], std::in
   }
 }
 
-// The same back, of every phase.
+// The same back, of every phase, into a weight of T or of the type of sums.
 template <typename W, typename T>
 inline void store_taps(const Vector<Wide<T>>* taps, const std::int64_t (&strides)[4], T* weight) {
   constexpr int kWidth = kLanes<Wide<T>>, kTaps = W::kTaps * W::kTaps;

@@ -77,7 +77,15 @@ Tensor winograd_conv2d_weight_gradient(Tensor input, Tensor grad, std::int64_t k
   call.map = grad.const_data_ptr();
   call.result = result.mutable_data_ptr();
   copy_strides(result, call.result_strides);
+  if (call.plan.segments == 1) {
+    run_plan(cpu::winograd_conv2d_weight_kernel(), call);
+    return result;
+  }
+  const Workspace parts(call.plan.packed_bytes);
+  call.packed = parts.data();
   run_plan(cpu::winograd_conv2d_weight_kernel(), call);
+  run_pieces(cpu::winograd_conv2d_weight_sum_kernel(), call, shape.filters,
+             call.plan.segments * shape.channels * shape.kernel * shape.kernel);
   return result;
 }
 

@@ -160,6 +160,10 @@ def test_large_pictures_are_cut_and_joined(rows):
         assert (forth - exact).norm() <= 1e-6 * exact.norm()
         result = cpu_winograd.input_gradient(g, w, tuple(x.shape[2:]), geometry)
         assert (result - back).norm() <= 1e-6 * back.norm()
+        sums = torch.nn.grad.conv2d_weight(x.double(), w.shape, g.double(), stride, 1)
+        for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 9e-3)):
+            added = cpu_winograd.weight_gradient(x.to(dtype), g.to(dtype), w.to(dtype), geometry)
+            assert (added - sums).norm() <= tolerance * sums.norm()
 
 
 def passes(x, w, g, stride):
@@ -191,12 +195,13 @@ def weight_gradient_by_definition(x, w, g, stride):
     return result
 
 
+@pytest.mark.parametrize("batch", [2, 160])  # so many that a weight gradient is cut
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize("kernel", [3, 4])
-def test_what_is_not_finite_is_what_the_definition_says(kernel, dtype):
+def test_what_is_not_finite_is_what_the_definition_says(kernel, dtype, batch):
     """Also where a transform would carry it to the other outputs of its tile."""
     stride = kernel - 2
-    x, w = torch.randn(2, 16, 10, 12), torch.randn(32, 16, kernel, kernel)
+    x, w = torch.randn(batch, 16, 10, 12), torch.randn(32, 16, kernel, kernel)
     g = torch.randn(F.conv2d(x, w, None, stride, 1).shape)
     x[0, 3, 4, 5], x[0, 9, 4, 11], x[1, 0, 0, 0] = torch.inf, -torch.inf, torch.nan
     g[0, 3, 2, 1], g[1, 6, 0, -1] = torch.nan, torch.inf
@@ -317,7 +322,8 @@ def everything():
     o, results = torch.ops.fastgen, []
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for n, c, f, size, kernel in (
-            (1, 32, 32, 40, 4), (33, 16, 48, 7, 3), (2, 80, 64, 18, 4), (5, 96, 160, 6, 3)
+            (1, 32, 32, 40, 4), (33, 16, 48, 7, 3), (2, 80, 64, 18, 4), (5, 96, 160, 6, 3),
+            (9, 16, 32, 48, 4), (6, 32, 48, 31, 3),
         ):
             stride = kernel - 2
             x = torch.randn(n, c, size, size).to(dtype)
