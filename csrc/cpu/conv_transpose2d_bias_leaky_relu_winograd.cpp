@@ -153,25 +153,26 @@ inline void clear(N* numbers, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) numbers[i] = {};
 }
 
-// The rows of inputs of one image and panel that `tiles` rows of tiles from `first` on complete.
-// `carried` keeps, between calls, those that the next row of tiles adds to.
+// The rows of inputs of one image and panel that `tile_rows` rows of tiles from `first` on complete,
+// but for those before `start`, which only lead to the first. `carried` keeps, between calls, those
+// that the next row of tiles adds to.
 template <typename W, typename T>
 void finish(const WinogradCall& call, const Panel& panel, std::int64_t image, std::int64_t first,
-            std::int64_t tile_rows, const Wide<T>* sums, std::int64_t plane, Wide<T>* rows,
-            Wide<T>* carried) {
+            std::int64_t tile_rows, std::int64_t start, const Wide<T>* sums, std::int64_t plane,
+            Wide<T>* rows, Wide<T>* carried) {
   constexpr int kOverlap = W::kPoints - 2;
   const WinogradShape& shape = call.shape;
   const std::int64_t columns = winograd::input_columns(shape);
   const std::int64_t tiles = winograd::tile_columns(shape), row = columns * kWinogradPanel;
   const std::int64_t above = panel.phase / W::kStride - shape.padding_h;
-  if (first == 0) clear(carried, kOverlap * row);
+  if (first == 0 || first < start) clear(carried, kOverlap * row);
   for (std::int64_t i = first; i < first + tile_rows; ++i) {
     FASTGEN_INDEPENDENT
     for (std::int64_t x = 0; x < kOverlap * row; ++x) rows[x] = carried[x];
     clear(rows + kOverlap * row, 2 * row);
     add_inputs<W, T>(sums + (i - first) * tiles * kWinogradPanel, plane, tiles, panel.lanes, rows,
                      columns);
-    for (int u = 0; u < 2; ++u) {
+    for (int u = 0; u < 2 && i >= start; ++u) {
       finish_row<W, T>(call, panel,
                        {image, (2 * i + u) * W::kStride + above, rows + u * row, columns});
     }
@@ -220,13 +221,17 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
   clear(zeros, depth);
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
-    const std::int64_t block = piece / plan.groups, group = piece % plan.groups;
+    const std::int64_t group = piece % plan.groups;
+    const std::int64_t segment = piece / plan.groups % plan.segments;
+    const std::int64_t block = piece / plan.groups / plan.segments;
+    const std::int64_t start = segment * all_rows / plan.segments;
+    const std::int64_t stop = (segment + 1) * all_rows / plan.segments;
     const std::int64_t image = block * plan.images;
     const std::int64_t images = winograd::at_most(shape.batch - image, plan.images);
     const std::int64_t first_panel = group * plan.panels / plan.groups;
     const std::int64_t end_panel = (group + 1) * plan.panels / plan.groups;
-    for (std::int64_t first = 0; first < all_rows; first += plan.rows) {
-      const std::int64_t tile_rows = winograd::at_most(all_rows - first, plan.rows);
+    for (std::int64_t first = winograd::at_least(start - 1, 0); first < stop; first += plan.rows) {
+      const std::int64_t tile_rows = winograd::at_most(stop - first, plan.rows);
       const std::int64_t count = images * tile_rows * columns;
       transform_rows<Transposed<typename W::Output>, T, 1>(
           shape, Tile{image, first, 0}, count, depth,
@@ -246,7 +251,7 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
                     panel.lanes / kLanes<Wide<T>>, sums + p * sums_plane, kWinogradPanel, false});
         }
         for (std::int64_t n = 0; n < images; ++n) {
-          finish<W, T>(call, panel, image + n, first, tile_rows,
+          finish<W, T>(call, panel, image + n, first, tile_rows, start,
                        sums + n * tile_rows * columns * kWinogradPanel, sums_plane, rows,
                        carried + (index - first_panel) * carried_rows * input_row);
         }

@@ -37,7 +37,6 @@ inline cpu::WinogradPlan winograd_conv_transpose2d_plan(const cpu::WinogradShape
                                                         std::int64_t threads) {
   using namespace winograd;
   WinogradPlan plan{};
-  plan.segments = 1;
   const std::int64_t rows = tile_rows(shape), columns = tile_columns(shape);
   const std::int64_t together = tiles_together(shape, points(shape) * shape.filters);
   plan.images = at_least(1, at_most(together / (rows * columns), shape.batch));
@@ -49,6 +48,11 @@ inline cpu::WinogradPlan winograd_conv_transpose2d_plan(const cpu::WinogradShape
   plan.tiles = plan.images * plan.rows * columns;
   plan.panels = phases(shape) * channel_panels(shape);
   cut_panels(plan, plan.panels, threads);
+  // Few large images: each segment computes one row of tiles of that above again.
+  plan.segments = plan.rows == rows || threads == 1
+                      ? 1
+                      : at_most(rows / plan.rows, ceil_div(2 * threads, plan.pieces));
+  plan.pieces *= plan.segments;
   plan.piece_operations = operations(shape) / plan.pieces;
   const std::int64_t panel = bytes(shape, points(shape) * padded_plane(shape.filters * kWinogradPanel));
   const bool packed = plan.blocks * ceil_div(rows, plan.rows) > kBlocksOfAPiece;

@@ -21,8 +21,8 @@ struct WinogradShape {
   std::int64_t padding_h, padding_w;
 };
 
-// How the work is cut and what it needs besides its tensors. But for `segments` and `tiles`, which
-// follow from the shape alone, no sum depends on it.
+// How the work is cut and what it needs besides its tensors. No sum depends on it, but those of a
+// weight gradient on `tiles` and `segments`, which there follow from the shape alone.
 struct WinogradPlan {
   std::int64_t tiles;   // that are transformed together, at most
   std::int64_t images;  // of a block of images
@@ -30,7 +30,8 @@ struct WinogradPlan {
   std::int64_t blocks;  // of tiles, of images or of input channels
   std::int64_t block_channels;  // of a block of input channels
   std::int64_t groups;  // of panels of columns; a piece is a block and a group
-  std::int64_t segments;  // of tiles, each with sums of its own; 1 but for a weight gradient
+  std::int64_t segments;  // of a weight gradient, of tiles, each with sums of its own; of a transposed
+                          // convolution, of the rows of tiles of an image; else 1
   std::int64_t pieces;    // for threads to share
   std::int64_t piece_operations;  // multiplications and additions, about
   std::int64_t panels;            // of the transformed weight, all of them

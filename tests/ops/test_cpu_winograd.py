@@ -323,7 +323,7 @@ def everything():
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for n, c, f, size, kernel in (
             (1, 32, 32, 40, 4), (33, 16, 48, 7, 3), (2, 80, 64, 18, 4), (5, 96, 160, 6, 3),
-            (9, 16, 32, 48, 4), (6, 32, 48, 31, 3),
+            (9, 16, 32, 48, 4), (6, 32, 48, 31, 3), (1, 16, 32, 101, 3), (1, 32, 48, 128, 4),
         ):
             stride = kernel - 2
             x = torch.randn(n, c, size, size).to(dtype)
