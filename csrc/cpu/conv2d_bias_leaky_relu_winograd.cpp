@@ -142,17 +142,11 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
   const std::int64_t plane = winograd::padded_plane(plan.tiles * row);
   const std::int64_t sums_plane = winograd::padded_plane(plan.tiles * kWinogradPanel);
   const std::int64_t weight_plane = winograd::padded_plane(depth * kWinogradPanel);
-  // Scratch memory: pixels of nothing, sums, transformed tiles, a panel of the weight.
-  char* free = static_cast<char*>(scratch);
-  const auto take = [&](std::int64_t count) {
-    void* taken = free;
-    free += winograd::bytes(shape, count);
-    return taken;
-  };
-  auto* zeros = static_cast<T*>(take(shape.channels));
-  auto* sums = static_cast<Wide<T>*>(take(kPoints * sums_plane));
-  auto* tiles = static_cast<Element<T>*>(take(kPoints * plane));
-  auto* own_panel = static_cast<Element<T>*>(static_cast<void*>(free));
+  Scratch free(shape, scratch);
+  auto* zeros = free.take<T>(shape.channels);  // pixels of nothing
+  auto* sums = free.take<Wide<T>>(kPoints * sums_plane);
+  auto* tiles = free.take<Element<T>>(kPoints * plane);
+  auto* own_panel = free.take<Element<T>>(0);
   for (std::int64_t c = 0; c < shape.channels; ++c) zeros[c] = T{};
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
@@ -188,35 +182,19 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
   }
 }
 
-template <typename T>
-void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
-  return call.shape.stride == 2 ? pack<Winograd4x4, T>(call, begin, end)
-                                : pack<Winograd3x3, T>(call, begin, end);
-}
-
-template <typename T>
-void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
-  return call.shape.stride == 2 ? run<Winograd4x4, T>(call, begin, end, scratch)
-                                : run<Winograd3x3, T>(call, begin, end, scratch);
-}
-
 }  // namespace
 
 void winograd_conv2d_pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
-  switch (call.shape.dtype) {
-    case Dtype::float32: return pack<float>(call, begin, end);
-    case Dtype::float64: return pack<double>(call, begin, end);
-    default: return pack<BFloat16>(call, begin, end);
-  }
+  by_method(call.shape, [&](auto method, auto number) {
+    pack<decltype(method), decltype(number)>(call, begin, end);
+  });
 }
 
 void winograd_conv2d(const WinogradCall& call, std::int64_t begin, std::int64_t end,
                      void* scratch) {
-  switch (call.shape.dtype) {
-    case Dtype::float32: return run<float>(call, begin, end, scratch);
-    case Dtype::float64: return run<double>(call, begin, end, scratch);
-    default: return run<BFloat16>(call, begin, end, scratch);
-  }
+  by_method(call.shape, [&](auto method, auto number) {
+    run<decltype(method), decltype(number)>(call, begin, end, scratch);
+  });
 }
 
 }  // namespace fastgen::cpu::FASTGEN_CPU

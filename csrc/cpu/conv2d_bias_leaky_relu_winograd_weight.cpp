@@ -106,18 +106,12 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
   const std::int64_t map_plane = winograd::padded_plane(most_panels * panel_size);
   const std::int64_t sums_panel = numbers * kWinogradPanel;
   const std::int64_t sums_plane = winograd::padded_plane(most_panels * sums_panel);
-  // Scratch memory: pixels of nothing, sums, transformed inputs, transformed tiles of the map.
-  char* free = static_cast<char*>(scratch);
-  const auto take = [&](std::int64_t count) {
-    void* taken = free;
-    free += winograd::bytes(shape, count);
-    return taken;
-  };
   const std::int64_t most_channels = winograd::at_least(shape.channels, shape.filters);
-  auto* zeros = static_cast<T*>(take(most_channels));
-  auto* sums = static_cast<Wide<T>*>(take(kPoints * sums_plane));
-  auto* inputs = static_cast<Element<T>*>(take(kPoints * input_plane));
-  auto* maps = static_cast<Element<T>*>(take(kPoints * map_plane));
+  Scratch free(shape, scratch);
+  auto* zeros = free.take<T>(most_channels);  // pixels of nothing
+  auto* sums = free.take<Wide<T>>(kPoints * sums_plane);
+  auto* inputs = free.take<Element<T>>(kPoints * input_plane);
+  auto* maps = free.take<Element<T>>(kPoints * map_plane);
   for (std::int64_t c = 0; c < most_channels; ++c) zeros[c] = T{};
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
@@ -206,35 +200,19 @@ void sum(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
   }
 }
 
-template <typename T>
-void sum(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
-  return call.shape.stride == 2 ? sum<Winograd4x4, T>(call, begin, end)
-                                : sum<Winograd3x3, T>(call, begin, end);
-}
-
-template <typename T>
-void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
-  return call.shape.stride == 2 ? run<Winograd4x4, T>(call, begin, end, scratch)
-                                : run<Winograd3x3, T>(call, begin, end, scratch);
-}
-
 }  // namespace
 
 void winograd_conv2d_weight_sum(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
-  switch (call.shape.dtype) {
-    case Dtype::float32: return sum<float>(call, begin, end);
-    case Dtype::float64: return sum<double>(call, begin, end);
-    default: return sum<BFloat16>(call, begin, end);
-  }
+  by_method(call.shape, [&](auto method, auto number) {
+    sum<decltype(method), decltype(number)>(call, begin, end);
+  });
 }
 
 void winograd_conv2d_weight(const WinogradCall& call, std::int64_t begin, std::int64_t end,
                             void* scratch) {
-  switch (call.shape.dtype) {
-    case Dtype::float32: return run<float>(call, begin, end, scratch);
-    case Dtype::float64: return run<double>(call, begin, end, scratch);
-    default: return run<BFloat16>(call, begin, end, scratch);
-  }
+  by_method(call.shape, [&](auto method, auto number) {
+    run<decltype(method), decltype(number)>(call, begin, end, scratch);
+  });
 }
 
 }  // namespace fastgen::cpu::FASTGEN_CPU

@@ -47,7 +47,7 @@ inline std::int64_t padded_plane(std::int64_t count) {
   return ceil_div(count, kPage) * kPage + kApart;
 }
 
-constexpr std::int64_t kBlockBytes = 256 * 1024;  // of transformed tiles: half of an L2 cache
+constexpr std::int64_t kBlockBytes = 256 * 1024;  // of transformed tiles: they stay in the L2 cache
 constexpr std::int64_t kFewTiles = 96, kManyTiles = 384;
 constexpr std::int64_t kBlocksOfAPiece = 2;  // up to which a piece transforms the weight itself
 constexpr std::int64_t kTileRows = 12;  // of a product that are computed together

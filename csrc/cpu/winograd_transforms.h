@@ -123,6 +123,38 @@ FASTGEN_INLINE void transform(const V (&in)[M::kColumns * M::kColumns],
   }
 }
 
+// run(method, number) for the method of a call and the type of its numbers; both are only types.
+template <typename Run>
+inline void by_method(const cpu::WinogradShape& shape, const Run& run) {
+  const auto by_type = [&](auto method) {
+    switch (shape.dtype) {
+      case Dtype::float32: return run(method, float{});
+      case Dtype::float64: return run(method, double{});
+      default: return run(method, BFloat16{});
+    }
+  };
+  return shape.stride == 2 ? by_type(Winograd4x4{}) : by_type(Winograd3x3{});
+}
+
+// Scratch memory, from its beginning on.
+class Scratch {
+ public:
+  Scratch(const cpu::WinogradShape& shape, void* memory)
+      : shape_(shape), free_(static_cast<char*>(memory)) {}
+
+  // Room for as many numbers, of a type no wider than that of sums.
+  template <typename Number>
+  Number* take(std::int64_t count) {
+    void* taken = free_;
+    free_ += winograd::bytes(shape_, count);
+    return static_cast<Number*>(taken);
+  }
+
+ private:
+  const cpu::WinogradShape& shape_;
+  char* free_;
+};
+
 // --------------------------------------------------------------------------------- tiles and places
 
 struct Tile {

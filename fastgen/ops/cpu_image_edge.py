@@ -14,7 +14,7 @@ from torch import Tensor
 from . import compiled, image_edge
 from .compiled import operators
 from .convolution import Activation
-from .geometry import Geometry, is_channels_last
+from .geometry import Geometry, belongs, is_channels_last
 from .layouts import is_channels_last_like, is_dense
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
@@ -78,7 +78,7 @@ def takes_forward(
 ) -> bool:
     if not geometry.transposed:
         return activation != "tanh" and _takes(input, weight, geometry)
-    return _takes(input, weight, geometry) and _within_stride(
+    return _takes(input, weight, geometry) and belongs(
         geometry.transposed_size(input, weight), input, weight, geometry
     )
 
@@ -102,7 +102,7 @@ def takes_input_gradient(
     grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> bool:
     return _takes(grad, weight, geometry) and (
-        geometry.transposed or _within_stride(size, grad, weight, geometry)
+        geometry.transposed or belongs(size, grad, weight, geometry)
     )
 
 
@@ -110,21 +110,8 @@ def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry:
     if not _takes(input, weight, geometry):
         return False
     # An output padding of a stride or more adds rows that no input has.
-    return not geometry.transposed or _within_stride(
+    return not geometry.transposed or belongs(
         (grad.shape[2], grad.shape[3]), input, weight, geometry
-    )
-
-
-def _within_stride(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether a picture of this size has a convolution of the map's size."""
-    return all(
-        0
-        <= size[axis]
-        + 2 * geometry.padding[axis]
-        - weight.shape[2 + axis]
-        - (map.shape[2 + axis] - 1) * geometry.stride[axis]
-        < geometry.stride[axis]
-        for axis in (0, 1)
     )
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from . import compiled
 from .compiled import operators
 from .convolution import Activation
-from .geometry import Geometry, is_channels_last
+from .geometry import Geometry, belongs, is_channels_last
 from .layouts import is_channels_last_like
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
@@ -142,7 +142,7 @@ def takes_forward(
         and _takes(input, weight, geometry)
         and (
             not geometry.transposed
-            or _belongs(geometry.transposed_size(input, weight), input, weight, geometry)
+            or belongs(geometry.transposed_size(input, weight), input, weight, geometry)
         )
     )
 
@@ -164,7 +164,7 @@ def takes_input_gradient(
     grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> bool:
     return _takes(grad, weight, geometry) and (
-        geometry.transposed or _belongs(size, grad, weight, geometry)
+        geometry.transposed or belongs(size, grad, weight, geometry)
     )
 
 
@@ -172,21 +172,8 @@ def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry:
     if not _takes(input, weight, geometry):
         return False
     # An output padding of a stride or more adds rows that no input has.
-    return not geometry.transposed or _belongs(
+    return not geometry.transposed or belongs(
         (grad.shape[2], grad.shape[3]), input, weight, geometry
-    )
-
-
-def _belongs(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether an input of this size has a convolution of the map's size."""
-    return all(
-        0
-        <= size[axis]
-        + 2 * geometry.padding[axis]
-        - weight.shape[2 + axis]
-        - (map.shape[2 + axis] - 1) * geometry.stride[axis]
-        < geometry.stride[axis]
-        for axis in (0, 1)
     )
 
 

@@ -33,6 +33,19 @@ class Geometry(NamedTuple):
         return height, width
 
 
+def belongs(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether an input of this height and width has a convolution, undilated, of the map's."""
+    return all(
+        0
+        <= size[axis]
+        + 2 * geometry.padding[axis]
+        - weight.shape[2 + axis]
+        - (map.shape[2 + axis] - 1) * geometry.stride[axis]
+        < geometry.stride[axis]
+        for axis in (0, 1)
+    )
+
+
 def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
     """Refuse tensors that do not fit each other or the geometry, naming the argument."""
     checks.floating_tensor("input", input)
