@@ -3,7 +3,9 @@
 
 #include "cpu/conv2d_bias_leaky_relu_winograd.h"
 
-#include "cpu/winograd_transforms.h"
+#include "cpu/winograd_finite.h"
+#include "cpu/winograd_tiles.h"
+#include "cpu/winograd_weight.h"
 
 namespace fastgen::cpu::FASTGEN_CPU {
 namespace {
@@ -156,8 +158,8 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
     const Tile tile = tile_of(shape, first);
     transform_rows<typename W::Input, T, kPhases>(
         shape, tile, count, shape.channels,
-        [&](Tile one, int phase) { return inputs_of<W, T>(call, one, phase, 0, zeros); },
-        [&](Tile one) { expect_inputs<W, T>(call, one, 0, shape.channels); }, tiles, plane, row);
+        [&](Tile one, int phase) { return inputs_of<W, T>(call, one, phase, 0, zeros); }, tiles,
+        plane, row);
     const std::int64_t end_panel = (group + 1) * plan.panels / plan.groups;
     for (std::int64_t panel = group * plan.panels / plan.groups; panel < end_panel; ++panel) {
       const Element<T>* weight = own_panel;

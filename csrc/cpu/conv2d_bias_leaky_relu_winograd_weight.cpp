@@ -3,7 +3,9 @@
 
 #include "cpu/conv2d_bias_leaky_relu_winograd_weight.h"
 
-#include "cpu/winograd_transforms.h"
+#include "cpu/winograd_finite.h"
+#include "cpu/winograd_tiles.h"
+#include "cpu/winograd_weight.h"
 
 namespace fastgen::cpu::FASTGEN_CPU {
 namespace {
@@ -135,12 +137,11 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
       transform_steps<typename W::Input, T, kPhases>(
           shape, tile, count, channels,
           [&](Tile one, int phase) { return inputs_of<W, T>(call, one, phase, channel, zeros); },
-          [&](Tile one) { expect_inputs<W, T>(call, one, channel, channels); }, inputs,
-          input_plane, numbers, plan.block_channels, 0);
+          inputs, input_plane, numbers, plan.block_channels, 0);
       transform_steps<Transposed<typename W::Output>, T, 1>(
           shape, tile, count, filters,
-          [&](Tile one, int) { return map_of<T>(call, one, filter, zeros); },
-          [](Tile) {}, maps, map_plane, kWinogradPanel, 0, panel_size);
+          [&](Tile one, int) { return map_of<T>(call, one, filter, zeros); }, maps, map_plane,
+          kWinogradPanel, 0, panel_size);
       for (int p = 0; p < kPoints; ++p) {
         for (std::int64_t panel = 0; panel < panels; ++panel) {
           const std::int64_t lanes =

@@ -4,7 +4,9 @@
 
 #include "cpu/conv_transpose2d_bias_leaky_relu_winograd.h"
 
-#include "cpu/winograd_transforms.h"
+#include "cpu/winograd_finite.h"
+#include "cpu/winograd_tiles.h"
+#include "cpu/winograd_weight.h"
 
 namespace fastgen::cpu::FASTGEN_CPU {
 namespace {
@@ -228,8 +230,8 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
       const std::int64_t count = images * tile_rows * columns;
       transform_rows<Transposed<typename W::Output>, T, 1>(
           shape, Tile{image, first, 0}, count, depth,
-          [&](Tile tile, int) { return map_of<T>(call, tile, 0, zeros); },
-          [](Tile) {}, tiles, plane, row);
+          [&](Tile tile, int) { return map_of<T>(call, tile, 0, zeros); }, tiles, plane,
+          row);
       for (std::int64_t index = first_panel; index < end_panel; ++index) {
         const Panel panel = panel_of(shape, index);
         const Element<T>* weight = own_panel;

@@ -59,9 +59,8 @@ using WinogradPack = void(const WinogradCall& call, std::int64_t begin, std::int
 using Winograd = void(const WinogradCall& call, std::int64_t begin, std::int64_t end,
                       void* scratch);
 
-constexpr std::int64_t kWinogradChannels = 16;   // both numbers of channels are multiples of it
-constexpr std::int64_t kWinogradOutputs = 2;     // rows and columns of the map that a tile is
-constexpr std::int64_t kWinogradPanel = 32;      // columns of a product that are computed together
-constexpr std::int64_t kWinogradAlignment = 64;  // of packed weights and scratch memory
+constexpr std::int64_t kWinogradChannels = 16;  // both numbers of channels are multiples of it
+constexpr std::int64_t kWinogradOutputs = 2;    // rows and columns of the map that a tile is
+constexpr std::int64_t kWinogradPanel = 32;     // columns of a product that are computed together
 
 }  // namespace fastgen::cpu

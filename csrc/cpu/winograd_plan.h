@@ -84,4 +84,23 @@ inline std::int64_t operations(const WinogradShape& shape) {
 
 }  // namespace winograd
 
+// Scratch memory, from its beginning on.
+class Scratch {
+ public:
+  Scratch(const cpu::WinogradShape& shape, void* memory)
+      : shape_(shape), free_(static_cast<char*>(memory)) {}
+
+  // Room for as many numbers, of a type no wider than that of sums.
+  template <typename Number>
+  Number* take(std::int64_t count) {
+    void* taken = free_;
+    free_ += winograd::bytes(shape_, count);
+    return static_cast<Number*>(taken);
+  }
+
+ private:
+  const cpu::WinogradShape& shape_;
+  char* free_;
+};
+
 FASTGEN_END

@@ -17,14 +17,7 @@ Tensor winograd_conv_transpose2d(Tensor input, Tensor weight, std::optional<Tens
                                  double negative_slope, std::int64_t stride,
                                  std::int64_t padding_h, std::int64_t padding_w,
                                  std::int64_t output_h, std::int64_t output_w) {
-  check_channels_last(input, "input");
-  check_four_dimensions(weight, "weight");
-  check_same_device(weight, "weight", input, "input");
-  check_same_dtype(weight, "weight", input, "input");
-  check_negative_slope(negative_slope);
-  STD_TORCH_CHECK(weight.size(0) == input.size(1), "weight must have ", input.size(1),
-                  " input channels, as input (got ", weight.size(0), ")");
-  check_bias(bias, weight.size(1), input);
+  check_winograd(input, weight, bias, negative_slope, 0);
   cpu::WinogradCall call{};
   call.shape = winograd_shape(input, weight.size(0), weight.size(1), weight.size(2),
                               weight.size(3), stride, padding_h, padding_w);

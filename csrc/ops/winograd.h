@@ -13,6 +13,20 @@ inline void check_channels_last(const Tensor& tensor, const char* name) {
                   ".contiguous(memory_format=torch.channels_last) first");
 }
 
+// What a convolution and a transposed one check alike; `inner` is the weight's dimension of the
+// input's channels.
+inline void check_winograd(const Tensor& input, const Tensor& weight,
+                           const std::optional<Tensor>& bias, double negative_slope, int inner) {
+  check_channels_last(input, "input");
+  check_four_dimensions(weight, "weight");
+  check_same_device(weight, "weight", input, "input");
+  check_same_dtype(weight, "weight", input, "input");
+  check_negative_slope(negative_slope);
+  STD_TORCH_CHECK(weight.size(inner) == input.size(1), "weight must have ", input.size(1),
+                  " input channels, as input (got ", weight.size(inner), ")");
+  check_bias(bias, weight.size(1 - inner), input);
+}
+
 // Everything but the sizes of input and map.
 inline cpu::WinogradShape winograd_shape(const Tensor& tensor, std::int64_t filters,
                                          std::int64_t channels, std::int64_t kernel_h,

@@ -3,7 +3,7 @@ should win.
 
 A wide convolution runs at the CPU's peak in oneDNN; what is left is to multiply less. Two by two
 neighbouring outputs of a 3x3 convolution cost 16 products instead of 36, of a 4x4 one with stride 2
-9 instead of 16 in each of its four phases (csrc/cpu/winograd_transforms.h). Three operators compute
+9 instead of 16 in each of its four phases (csrc/cpu/winograd_method.h). Three operators compute
 all passes:
 
     ===============================  ==========================  ============================
