@@ -16,8 +16,7 @@ using Element = typename Format<T>::Element;
 // Elements of a panel of the transformed weight.
 template <typename W>
 std::int64_t panel_size(const WinogradShape& shape) {
-  return W::kPoints * W::kPoints *
-         winograd::padded_plane(W::kStride * W::kStride * shape.channels * kWinogradPanel);
+  return W::kPoints * winograd::padded_plane(W::kPhases * shape.channels * kWinogradPanel);
 }
 
 std::int64_t lanes_of(const WinogradShape& shape, std::int64_t panel) {
@@ -62,7 +61,7 @@ Wide<T> defined(const WinogradCall& call, std::int64_t image, std::int64_t row,
 // A tile of the map and the filters of a panel, whose sums at the points lie `plane` apart.
 template <typename T>
 struct Block {
-  Tile tile;
+  Corner corner;
   std::int64_t filter, lanes;
   const Wide<T>* sums;
   std::int64_t plane;
@@ -70,42 +69,40 @@ struct Block {
 
 // A block into the map; answers whether everything was finite. kWhole: no pixel lies outside of the
 // map. kExact: what is not finite is computed as it is defined.
-template <typename W, typename T, bool kMasked, bool kWhole, bool kExact>
+template <typename W, typename Tile, typename T, bool kMasked, bool kWhole, bool kExact>
 inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
-  constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints * W::kPoints;
+  using S = typename Tile::Output;
+  constexpr int kWidth = kLanes<Wide<T>>, kColumns = Tile::kWidth, kPixels = Tile::kHeight * kColumns;
   const WinogradShape& shape = call.shape;
-  const Tile tile = block.tile;
-  const std::int64_t row = 2 * tile.row, column = 2 * tile.column;
+  const auto [image, row, column] = block.corner;
   const std::int64_t right = shape.filters, down = shape.map_width * shape.filters;
   const std::int64_t place =
-      ((tile.image * shape.map_height + row) * shape.map_width + column) * shape.filters +
-      block.filter;
+      ((image * shape.map_height + row) * shape.map_width + column) * shape.filters + block.filter;
   const Vector<Wide<T>> slope = all(static_cast<Wide<T>>(call.slope));
   const T* bias = static_cast<const T*>(call.bias);
   const T* output = static_cast<const T*>(call.output) + (kMasked ? place : 0);
   T* result = static_cast<T*>(call.result) + place;
   Finite<Wide<T>> finite;
   for (std::int64_t l = 0; l < block.lanes; l += kWidth) {
-    Vector<Wide<T>> in[kPoints], out[4];
-    FASTGEN_UNROLLED
-    for (int p = 0; p < kPoints; ++p) in[p] = load(block.sums + p * block.plane + l);
-    transform<typename W::Output>(in, out);
+    Vector<Wide<T>> in[W::kPoints], out[kPixels];
+    every_point<typename Tile::Input, W::kSide>([&](int p) __attribute__((always_inline)) {
+      in[p] = load(block.sums + p * block.plane + l);
+    });
+    transform<S, W::kSide, kColumns>(in, out);
     const Vector<Wide<T>> shift =
         bias == nullptr ? Vector<Wide<T>>{} : load(bias + block.filter + l);
     FASTGEN_UNROLLED
-    for (int i = 0; i < 4; ++i) {
-      if (!kWhole && (row + i / 2 >= shape.map_height || column + i % 2 >= shape.map_width)) {
-        continue;
-      }
+    for (int i = 0; i < kPixels; ++i) {
+      const int h = i / kColumns, w = i % kColumns;
+      if (!kWhole && (row + h >= shape.map_height || column + w >= shape.map_width)) continue;
       if constexpr (kExact) {
-        out[i] = with_exact<Wide<T>>(out[i], [&](int lane) {
-          return defined<W, T>(call, tile.image, row + i / 2, column + i % 2,
-                               block.filter + l + lane);
+        out[i] = with_exact<Wide<T>>(out[i], [&, image = image, row = row, column = column](int lane) {
+          return defined<W, T>(call, image, row + h, column + w, block.filter + l + lane);
         });
       } else {
         finite.see(out[i]);
       }
-      const std::int64_t at = i / 2 * down + i % 2 * right + l;
+      const std::int64_t at = h * down + w * right + l;
       const Vector<Wide<T>> sum = out[i] + shift;
       store(result + at, kMasked
                              ? leaky_relu_mask_lanes<Wide<T>>(sum, load(output + at), slope)
@@ -115,72 +112,100 @@ inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
   return finite.all_were();
 }
 
-template <typename W, typename T, bool kMasked>
+template <typename W, typename Tile, typename T, bool kMasked>
 __attribute__((noinline)) void finish_exactly(const WinogradCall& call, const Block<T>& block) {
-  finish_as<W, T, kMasked, false, true>(call, block);
+  finish_as<W, Tile, T, kMasked, false, true>(call, block);
 }
 
-template <typename W, typename T, bool kMasked>
-void finish(const WinogradCall& call, Block<T> block, std::int64_t tiles) {
+template <typename W, typename Tile, typename T, bool kMasked>
+void finish(const WinogradCall& call, const winograd::Tiles& tiles, Block<T> block,
+            std::int64_t count) {
   const WinogradShape& shape = call.shape;
-  for (std::int64_t t = 0; t < tiles; ++t, block.tile = next_tile(shape, block.tile)) {
-    const bool whole = 2 * block.tile.row + 1 < shape.map_height &&
-                       2 * block.tile.column + 1 < shape.map_width;
-    const bool finite = whole ? finish_as<W, T, kMasked, true, false>(call, block)
-                              : finish_as<W, T, kMasked, false, false>(call, block);
-    if (!finite) finish_exactly<W, T, kMasked>(call, block);
+  for (std::int64_t t = 0; t < count; ++t, block.corner = next_corner(tiles, block.corner)) {
+    const bool whole = block.corner.row + Tile::kHeight <= shape.map_height &&
+                       block.corner.column + Tile::kWidth <= shape.map_width;
+    const bool finite = whole ? finish_as<W, Tile, T, kMasked, true, false>(call, block)
+                              : finish_as<W, Tile, T, kMasked, false, false>(call, block);
+    if (!finite) finish_exactly<W, Tile, T, kMasked>(call, block);
     block.sums += kWinogradPanel;
+  }
+}
+
+// Memory of a thread, and how far apart the numbers of points lie in it.
+template <typename T>
+struct Memory {
+  T* zeros;  // pixels of nothing
+  Wide<T>* sums;
+  Element<T>* tiles;
+  Element<T>* panel;
+  std::int64_t row, plane, sums_plane, weight_plane;
+};
+
+// Tiles of one size, `count` of them from `first` on.
+template <typename W, typename Tile, typename T>
+void run_block(const WinogradCall& call, const Memory<T>& memory, const winograd::Tiles& tiles,
+               std::int64_t first, std::int64_t count, std::int64_t group) {
+  using F = Format<T>;
+  const WinogradShape& shape = call.shape;
+  const WinogradPlan& plan = call.plan;
+  const std::int64_t depth = W::kPhases * shape.channels;
+  const Corner corner = corner_of(tiles, first);
+  transform_rows<W, T>(tiles, corner, count, shape.channels,
+                       Inputs<W, T, Tile>{call, 0, memory.zeros}, memory.tiles, memory.plane,
+                       memory.row);
+  const std::int64_t end_panel = (group + 1) * plan.panels / plan.groups;
+  for (std::int64_t panel = group * plan.panels / plan.groups; panel < end_panel; ++panel) {
+    const Element<T>* weight = memory.panel;
+    const std::int64_t lanes = lanes_of(shape, panel);
+    if (call.packed != nullptr) {
+      weight = static_cast<const Element<T>*>(call.packed) + panel * panel_size<W>(shape);
+    } else {
+      transform_weight<W, T, true>(call, panel * kWinogradPanel, lanes, 0, memory.panel);
+    }
+    every_point<typename Tile::Input, W::kSide>([&](int p) {
+      multiply({memory.tiles + p * memory.plane, count, memory.row, 1, 0, depth, F::kElements,
+                weight + p * memory.weight_plane, kWinogradPanel, lanes / kLanes<Wide<T>>,
+                memory.sums + p * memory.sums_plane, kWinogradPanel, false});
+    });
+    const Block<T> block{corner, panel * kWinogradPanel, lanes, memory.sums, memory.sums_plane};
+    if (call.output == nullptr) {
+      finish<W, Tile, T, false>(call, tiles, block, count);
+    } else {
+      finish<W, Tile, T, true>(call, tiles, block, count);
+    }
   }
 }
 
 template <typename W, typename T>
 void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
-  using F = Format<T>;
-  constexpr int kPhases = W::kStride * W::kStride, kPoints = W::kPoints * W::kPoints;
   const WinogradShape& shape = call.shape;
   const WinogradPlan& plan = call.plan;
-  const std::int64_t depth = kPhases * shape.channels, row = winograd::padded_row(depth);
-  const std::int64_t all = shape.batch * winograd::tile_rows(shape) * winograd::tile_columns(shape);
-  const std::int64_t plane = winograd::padded_plane(plan.tiles * row);
-  const std::int64_t sums_plane = winograd::padded_plane(plan.tiles * kWinogradPanel);
-  const std::int64_t weight_plane = winograd::padded_plane(depth * kWinogradPanel);
+  const std::int64_t depth = W::kPhases * shape.channels;
+  Memory<T> memory;
+  memory.row = winograd::padded_row(depth);
+  memory.plane = winograd::padded_plane(plan.tiles * memory.row);
+  memory.sums_plane = winograd::padded_plane(plan.tiles * kWinogradPanel);
+  memory.weight_plane = winograd::padded_plane(depth * kWinogradPanel);
   Scratch free(shape, scratch);
-  auto* zeros = free.take<T>(shape.channels);  // pixels of nothing
-  auto* sums = free.take<Wide<T>>(kPoints * sums_plane);
-  auto* tiles = free.take<Element<T>>(kPoints * plane);
-  auto* own_panel = free.take<Element<T>>(0);
-  for (std::int64_t c = 0; c < shape.channels; ++c) zeros[c] = T{};
+  memory.zeros = free.take<T>(shape.channels);
+  memory.sums = free.take<Wide<T>>(W::kPoints * memory.sums_plane);
+  memory.tiles = free.take<Element<T>>(W::kPoints * memory.plane);
+  memory.panel = free.take<Element<T>>(0);
+  for (std::int64_t c = 0; c < shape.channels; ++c) memory.zeros[c] = T{};
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
-    const std::int64_t block = piece / plan.groups, group = piece % plan.groups;
-    const std::int64_t first = block * plan.tiles;
-    const std::int64_t count = winograd::at_most(all - first, plan.tiles);
-    const Tile tile = tile_of(shape, first);
-    transform_rows<typename W::Input, T, kPhases>(
-        shape, tile, count, shape.channels,
-        [&](Tile one, int phase) { return inputs_of<W, T>(call, one, phase, 0, zeros); }, tiles,
-        plane, row);
-    const std::int64_t end_panel = (group + 1) * plan.panels / plan.groups;
-    for (std::int64_t panel = group * plan.panels / plan.groups; panel < end_panel; ++panel) {
-      const Element<T>* weight = own_panel;
-      const std::int64_t lanes = lanes_of(shape, panel);
-      if (call.packed != nullptr) {
-        weight = static_cast<const Element<T>*>(call.packed) + panel * panel_size<W>(shape);
-      } else {
-        transform_weight<W, T, true>(call, panel * kWinogradPanel, lanes, 0, own_panel);
-      }
-      for (int p = 0; p < kPoints; ++p) {
-        multiply({tiles + p * plane, count, row, 1, 0, depth, F::kElements,
-                  weight + p * weight_plane, kWinogradPanel,
-                  lanes / kLanes<Wide<T>>, sums + p * sums_plane, kWinogradPanel, false});
-      }
-      const Block<T> block{tile, panel * kWinogradPanel, lanes, sums, sums_plane};
-      if (call.output == nullptr) {
-        finish<W, T, false>(call, block, count);
-      } else {
-        finish<W, T, true>(call, block, count);
-      }
-    }
+    std::int64_t block = piece / plan.groups;
+    int kind = 0;
+    while (block >= plan.kind_blocks[kind]) block -= plan.kind_blocks[kind++];
+    const winograd::Tiles tiles = winograd::tiles_of_kind(shape, kind);
+    const std::int64_t all = tiles.in(shape.batch);
+    const std::int64_t together = ceil_div(all, plan.kind_blocks[kind]);
+    const std::int64_t first = block * together;
+    by_tile<W>(tiles.height, tiles.width, [&](auto tile) {
+      run_block<W, decltype(tile), T>(call, memory, tiles, first,
+                                      winograd::at_most(all - first, together),
+                                      piece % plan.groups);
+    });
   }
 }
 

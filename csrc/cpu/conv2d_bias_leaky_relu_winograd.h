@@ -8,7 +8,7 @@ namespace fastgen::cpu {
 //   output == nullptr:  result = leaky_relu(conv(input) + bias)
 //   output given:       result = (conv(input) + bias) * (output > 0 ? 1 : slope)
 //
-// A block is tiles, a panel is filters. Sums are in float32, and in float64 for float64; where the
+// A block is tiles of one size, a panel is filters. Sums are in float32, and in float64 for float64; where the
 // CPU multiplies bfloat16, transformed numbers are rounded to it.
 FASTGEN_KERNEL(WinogradPack, winograd_conv2d_pack)  // first, if packed_bytes > 0: of every panel
 FASTGEN_KERNEL(Winograd, winograd_conv2d)           // pieces begin ... end - 1
@@ -23,11 +23,19 @@ inline cpu::WinogradPlan winograd_conv2d_plan(const cpu::WinogradShape& shape,
   WinogradPlan plan{};
   plan.segments = 1;
   const std::int64_t depth = phases(shape) * shape.channels;
-  const std::int64_t all = shape.batch * tile_rows(shape) * tile_columns(shape);
   plan.tiles = tiles_together(shape, points(shape) * depth);
-  plan.blocks = even_blocks(ceil_div(all, plan.tiles), ceil_div(all, kTileRows), threads);
-  plan.tiles = ceil_div(all, plan.blocks);
-  plan.blocks = ceil_div(all, plan.tiles);
+  std::int64_t most = 0;
+  for (int kind = 0; kind < kWinogradKinds; ++kind) {
+    const std::int64_t all = tiles_of_kind(shape, kind).in(shape.batch);
+    if (all == 0) continue;
+    const std::int64_t blocks =
+        even_blocks(ceil_div(all, plan.tiles), ceil_div(all, kTileRows), threads);
+    const std::int64_t tiles = ceil_div(all, blocks);
+    plan.kind_blocks[kind] = ceil_div(all, tiles);
+    plan.blocks += plan.kind_blocks[kind];
+    most = at_least(most, tiles);
+  }
+  plan.tiles = most;
   plan.panels = ceil_div(shape.filters, kWinogradPanel);
   cut_panels(plan, plan.panels, threads);
   plan.piece_operations = operations(shape) / plan.pieces;

@@ -56,8 +56,8 @@ Place<Wide<T>> part_of(const WinogradCall& call, std::int64_t segment) {
 template <typename W, typename T, typename To>
 void finish(const WinogradCall& call, const Place<To>& place, std::int64_t first_channel,
             std::int64_t channels, std::int64_t panel, const Wide<T>* sums, std::int64_t plane) {
-  constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints * W::kPoints;
-  constexpr int kTaps = W::kTaps * W::kTaps, kPhases = W::kStride * W::kStride;
+  constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints;
+  constexpr int kTaps = W::kTaps * W::kTaps, kPhases = W::kPhases;
   const std::int64_t first = panel * kWinogradPanel;
   const std::int64_t lanes = winograd::at_most(call.shape.filters - first, kWinogradPanel);
   for (std::int64_t l = 0; l < lanes; l += kWidth) {
@@ -69,7 +69,7 @@ void finish(const WinogradCall& call, const Place<To>& place, std::int64_t first
           Vector<Wide<T>> in[kPoints], out[kTaps];
           FASTGEN_UNROLLED
           for (int p = 0; p < kPoints; ++p) in[p] = load(from + p * plane + l);
-          transform<Transposed<typename W::Weight>>(in, out);
+          transform<typename W::Taps, W::kSide, W::kTaps>(in, out);
           Vector<Wide<T>>* to = taps + (d * kPhases + phase) * kTaps;
           Finite<Wide<T>> finite;
           for (int tap = 0; tap < kTaps; ++tap) {
@@ -93,76 +93,115 @@ void finish(const WinogradCall& call, const Place<To>& place, std::int64_t first
   }
 }
 
+// Memory of a thread, and how far apart the numbers of points lie in it.
+template <typename T>
+struct Memory {
+  T* zeros;  // pixels of nothing
+  Wide<T>* sums;
+  Element<T>* inputs;
+  Element<T>* maps;
+  std::int64_t numbers, panel_size, sums_panel;  // of a tile's inputs, of a panel's tiles and sums
+  std::int64_t input_plane, map_plane, sums_plane;
+};
+
+// What of a weight gradient is computed together.
+struct Part {
+  std::int64_t channel, channels, filter, filters, panels;
+};
+
+// Adds `count` tiles of one size, from `first` on. `started`: of each point, whether its sums hold
+// something.
+template <typename W, typename Tile, typename T>
+void add_step(const WinogradCall& call, const Memory<T>& memory, const Part& part,
+              const winograd::Tiles& tiles, std::int64_t first, std::int64_t count,
+              bool* started) {
+  constexpr int kElements = Format<T>::kElements;
+  const Corner corner = corner_of(tiles, first);
+  transform_steps<W, T>(tiles, corner, count, part.channels,
+                        Inputs<W, T, Tile>{call, part.channel, memory.zeros}, memory.inputs,
+                        memory.input_plane, memory.numbers, call.plan.block_channels, 0);
+  transform_steps<W, T>(tiles, corner, count, part.filters,
+                        Map<T, Tile>{call, part.filter, memory.zeros}, memory.maps,
+                        memory.map_plane, kWinogradPanel, 0, memory.panel_size);
+  every_point<typename Tile::Input, W::kSide>([&](int p) {
+    for (std::int64_t panel = 0; panel < part.panels; ++panel) {
+      const std::int64_t lanes =
+          winograd::at_most(part.filters - panel * kWinogradPanel, kWinogradPanel);
+      multiply({memory.inputs + p * memory.input_plane, memory.numbers, kElements, 1, 0, count,
+                memory.numbers * kElements,
+                memory.maps + p * memory.map_plane + panel * memory.panel_size, kWinogradPanel,
+                lanes / kLanes<Wide<T>>,
+                memory.sums + p * memory.sums_plane + panel * memory.sums_panel, kWinogradPanel,
+                started[p]});
+    }
+    started[p] = true;
+  });
+}
+
 template <typename W, typename T>
 void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
-  using F = Format<T>;
-  constexpr int kPhases = W::kStride * W::kStride, kPoints = W::kPoints * W::kPoints;
-  constexpr int kElements = F::kElements;
   const WinogradShape& shape = call.shape;
   const WinogradPlan& plan = call.plan;
-  const std::int64_t all = shape.batch * winograd::tile_rows(shape) * winograd::tile_columns(shape);
-  const std::int64_t numbers = kPhases * plan.block_channels;
   const std::int64_t most_panels = ceil_div(plan.panels, plan.groups);
-  const std::int64_t input_plane = winograd::padded_plane(plan.tiles * numbers);
-  const std::int64_t panel_size = plan.tiles * kWinogradPanel;
-  const std::int64_t map_plane = winograd::padded_plane(most_panels * panel_size);
-  const std::int64_t sums_panel = numbers * kWinogradPanel;
-  const std::int64_t sums_plane = winograd::padded_plane(most_panels * sums_panel);
   const std::int64_t most_channels = winograd::at_least(shape.channels, shape.filters);
+  Memory<T> memory;
+  memory.numbers = W::kPhases * plan.block_channels;
+  memory.panel_size = plan.tiles * kWinogradPanel;
+  memory.sums_panel = memory.numbers * kWinogradPanel;
+  memory.input_plane = winograd::padded_plane(plan.tiles * memory.numbers);
+  memory.map_plane = winograd::padded_plane(most_panels * memory.panel_size);
+  memory.sums_plane = winograd::padded_plane(most_panels * memory.sums_panel);
   Scratch free(shape, scratch);
-  auto* zeros = free.take<T>(most_channels);  // pixels of nothing
-  auto* sums = free.take<Wide<T>>(kPoints * sums_plane);
-  auto* inputs = free.take<Element<T>>(kPoints * input_plane);
-  auto* maps = free.take<Element<T>>(kPoints * map_plane);
-  for (std::int64_t c = 0; c < most_channels; ++c) zeros[c] = T{};
+  memory.zeros = free.take<T>(most_channels);
+  memory.sums = free.take<Wide<T>>(W::kPoints * memory.sums_plane);
+  memory.inputs = free.take<Element<T>>(W::kPoints * memory.input_plane);
+  memory.maps = free.take<Element<T>>(W::kPoints * memory.map_plane);
+  for (std::int64_t c = 0; c < most_channels; ++c) memory.zeros[c] = T{};
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
     const std::int64_t group = piece % plan.groups;
     const std::int64_t block = piece / plan.groups % plan.blocks;
     const std::int64_t segment = piece / plan.groups / plan.blocks;
-    const std::int64_t steps = ceil_div(all, plan.tiles);
-    const std::int64_t start = segment * steps / plan.segments * plan.tiles;
-    const std::int64_t stop =
-        winograd::at_most((segment + 1) * steps / plan.segments * plan.tiles, all);
     const std::int64_t channel = block * plan.block_channels;
     const std::int64_t channels = winograd::at_most(shape.channels - channel, plan.block_channels);
     const std::int64_t first_panel = group * plan.panels / plan.groups;
     const std::int64_t panels = (group + 1) * plan.panels / plan.groups - first_panel;
     const std::int64_t filter = first_panel * kWinogradPanel;
-    const std::int64_t filters =
-        winograd::at_most(shape.filters - filter, panels * kWinogradPanel);
-    for (std::int64_t first = start; first < stop; first += plan.tiles) {
-      const std::int64_t count = winograd::at_most(stop - first, plan.tiles);
-      const Tile tile = tile_of(shape, first);
-      transform_steps<typename W::Input, T, kPhases>(
-          shape, tile, count, channels,
-          [&](Tile one, int phase) { return inputs_of<W, T>(call, one, phase, channel, zeros); },
-          inputs, input_plane, numbers, plan.block_channels, 0);
-      transform_steps<Transposed<typename W::Output>, T, 1>(
-          shape, tile, count, filters,
-          [&](Tile one, int) { return map_of<T>(call, one, filter, zeros); }, maps, map_plane,
-          kWinogradPanel, 0, panel_size);
-      for (int p = 0; p < kPoints; ++p) {
-        for (std::int64_t panel = 0; panel < panels; ++panel) {
-          const std::int64_t lanes =
-              winograd::at_most(filters - panel * kWinogradPanel, kWinogradPanel);
-          multiply({inputs + p * input_plane, numbers, kElements, 1, 0, count,
-                    numbers * kElements, maps + p * map_plane + panel * panel_size, kWinogradPanel,
-                    lanes / kLanes<Wide<T>>, sums + p * sums_plane + panel * sums_panel,
-                    kWinogradPanel, first > start});
+    const Part part{channel, channels, filter,
+                    winograd::at_most(shape.filters - filter, panels * kWinogradPanel), panels};
+    const std::int64_t steps = winograd::steps_of_tiles(plan);
+    bool started[W::kPoints] = {};
+    std::int64_t step = segment * steps / plan.segments;
+    std::int64_t before = 0;  // steps of the sizes before
+    for (int kind = 0; kind < kWinogradKinds; before += plan.kind_blocks[kind++]) {
+      const std::int64_t stop =
+          winograd::at_most((segment + 1) * steps / plan.segments, before + plan.kind_blocks[kind]);
+      if (step >= stop) continue;
+      const winograd::Tiles tiles = winograd::tiles_of_kind(shape, kind);
+      const std::int64_t all = tiles.in(shape.batch);
+      by_tile<W>(tiles.height, tiles.width, [&](auto tile) {
+        for (; step < stop; ++step) {
+          const std::int64_t first = (step - before) * plan.tiles;
+          add_step<W, decltype(tile), T>(call, memory, part, tiles, first,
+                                         winograd::at_most(all - first, plan.tiles), started);
         }
-      }
+      });
+    }
+    for (int p = 0; p < W::kPoints; ++p) {
+      Wide<T>* sums = memory.sums + p * memory.sums_plane;
+      for (std::int64_t i = 0; !started[p] && i < panels * memory.sums_panel; ++i) sums[i] = 0;
     }
     for (std::int64_t panel = 0; panel < panels; ++panel) {
-      const Wide<T>* from = sums + panel * sums_panel;
+      const Wide<T>* from = memory.sums + panel * memory.sums_panel;
       if (plan.segments > 1) {
         finish<W, T>(call, part_of<T>(call, segment), channel, channels, first_panel + panel, from,
-                     sums_plane);
+                     memory.sums_plane);
       } else {
         const std::int64_t(&strides)[4] = call.result_strides;
         const Place<T> whole{static_cast<T*>(call.result),
                              {strides[0], strides[1], strides[2], strides[3]}};
-        finish<W, T>(call, whole, channel, channels, first_panel + panel, from, sums_plane);
+        finish<W, T>(call, whole, channel, channels, first_panel + panel, from,
+                     memory.sums_plane);
       }
     }
   }

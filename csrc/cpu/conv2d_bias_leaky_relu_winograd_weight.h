@@ -19,6 +19,17 @@ FASTGEN_KERNEL(WinogradPack, winograd_conv2d_weight_sum)  // then, of filters be
 
 FASTGEN_BEGIN
 
+namespace winograd {
+
+// Steps of a weight gradient: tiles of one size that are transformed together.
+inline std::int64_t steps_of_tiles(const WinogradPlan& plan) {
+  std::int64_t steps = 0;
+  for (std::int64_t blocks : plan.kind_blocks) steps += blocks;
+  return steps;
+}
+
+}  // namespace winograd
+
 inline cpu::WinogradPlan winograd_conv2d_weight_plan(const cpu::WinogradShape& shape,
                                                      std::int64_t threads) {
   using namespace winograd;
@@ -37,10 +48,11 @@ inline cpu::WinogradPlan winograd_conv2d_weight_plan(const cpu::WinogradShape& s
   plan.groups = at_least(plan.groups, ceil_div(plan.panels, kPanels));
   // A layer with few channels has little else for many threads to share.
   constexpr std::int64_t kPieces = 16, kLeastSteps = 4;
-  const std::int64_t steps =
-      ceil_div(shape.batch * tile_rows(shape) * tile_columns(shape), plan.tiles);
+  for (int kind = 0; kind < kWinogradKinds; ++kind) {
+    plan.kind_blocks[kind] = ceil_div(tiles_of_kind(shape, kind).in(shape.batch), plan.tiles);
+  }
   plan.segments = at_least(
-      1, at_most(ceil_div(kPieces, plan.blocks * plan.panels), steps / kLeastSteps));
+      1, at_most(ceil_div(kPieces, plan.blocks * plan.panels), steps_of_tiles(plan) / kLeastSteps));
   plan.pieces = plan.segments * plan.blocks * plan.groups;
   if (plan.segments > 1) {
     plan.packed_bytes = bytes(shape, plan.segments * shape.filters * shape.channels *

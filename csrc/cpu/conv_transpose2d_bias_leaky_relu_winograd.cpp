@@ -29,7 +29,7 @@ Panel panel_of(const WinogradShape& shape, std::int64_t index) {
 
 template <typename W>
 std::int64_t panel_size(const WinogradShape& shape) {
-  return W::kPoints * W::kPoints * winograd::padded_plane(shape.filters * kWinogradPanel);
+  return W::kPoints * winograd::padded_plane(shape.filters * kWinogradPanel);
 }
 
 template <typename W, typename T>
@@ -126,24 +126,26 @@ void finish_row(const WinogradCall& call, const Panel& panel, const Row<T>& row)
   if (!finish_as<W, T, false>(call, panel, row)) finish_exactly<W, T>(call, panel, row);
 }
 
-// Adds the inputs of one row of tiles, whose sums at the points lie `plane` apart, to kPoints rows.
-template <typename W, typename T>
-void add_inputs(const Wide<T>* sums, std::int64_t plane, std::int64_t tiles, std::int64_t lanes,
+// Adds the inputs of `count` neighbouring tiles, whose sums at the points lie `plane` apart, to
+// Tile::kRows rows of `columns` pixels.
+template <typename W, typename Tile, typename T>
+void add_inputs(const Wide<T>* sums, std::int64_t plane, std::int64_t count, std::int64_t lanes,
                 Wide<T>* rows, std::int64_t columns) {
-  constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints * W::kPoints;
-  for (std::int64_t t = 0; t < tiles; ++t) {
+  constexpr int kWidth = kLanes<Wide<T>>, kRows = Tile::kRows, kColumns = Tile::kColumns;
+  for (std::int64_t t = 0; t < count; ++t) {
     for (std::int64_t l = 0; l < lanes; l += kWidth) {
-      Vector<Wide<T>> in[kPoints], out[kPoints];
+      Vector<Wide<T>> in[W::kPoints], out[kRows * kColumns];
+      every_point<typename Tile::Input, W::kSide>([&](int p) __attribute__((always_inline)) {
+        in[p] = load(sums + p * plane + t * kWinogradPanel + l);
+      });
+      transform<typename Tile::Back, W::kSide, kColumns>(in, out);
+      Wide<T>* to = rows + Tile::kWidth * t * kWinogradPanel + l;
       FASTGEN_UNROLLED
-      for (int p = 0; p < kPoints; ++p) in[p] = load(sums + p * plane + t * kWinogradPanel + l);
-      transform<Transposed<typename W::Input>>(in, out);
-      Wide<T>* to = rows + 2 * t * kWinogradPanel + l;
-      FASTGEN_UNROLLED
-      for (int i = 0; i < W::kPoints; ++i) {
+      for (int i = 0; i < kRows; ++i) {
         FASTGEN_UNROLLED
-        for (int j = 0; j < W::kPoints; ++j) {
+        for (int j = 0; j < kColumns; ++j) {
           Wide<T>* place = to + (i * columns + j) * kWinogradPanel;
-          store(place, load(place) + out[i * W::kPoints + j]);
+          store(place, load(place) + out[i * kColumns + j]);
         }
       }
     }
@@ -155,102 +157,183 @@ inline void clear(N* numbers, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) numbers[i] = {};
 }
 
-// The rows of inputs of one image and panel that `tile_rows` rows of tiles from `first` on complete,
-// but for those before `start`, which only lead to the first. `carried` keeps, between calls, those
-// that the next row of tiles adds to.
+// The tiles of a block of images in some rows of tiles, one size after the other, and their sums.
+template <typename T>
+struct Block {
+  std::int64_t image, images;
+  std::int64_t first, stop;  // rows of tiles
+  winograd::Tiles tiles[kWinogradKinds];
+  std::int64_t begin[kWinogradKinds + 1];  // tiles of the sizes before
+  const Wide<T>* sums;
+  std::int64_t plane;
+};
+
+template <typename T>
+Block<T> block_of(const WinogradShape& shape, std::int64_t image, std::int64_t images,
+                  std::int64_t first, std::int64_t stop) {
+  Block<T> block{image, images, first, stop};
+  for (int kind = 0; kind < kWinogradKinds; ++kind) {
+    block.tiles[kind] = winograd::tiles_between(shape, kind, first, stop);
+    block.begin[kind + 1] = block.begin[kind] + block.tiles[kind].in(images);
+  }
+  return block;
+}
+
+// Adds the inputs of one row of tiles of the n-th image.
 template <typename W, typename T>
-void finish(const WinogradCall& call, const Panel& panel, std::int64_t image, std::int64_t first,
-            std::int64_t tile_rows, std::int64_t start, const Wide<T>* sums, std::int64_t plane,
-            Wide<T>* rows, Wide<T>* carried) {
-  constexpr int kOverlap = W::kPoints - 2;
+void add_row(const Block<T>& block, const Panel& panel, std::int64_t n, std::int64_t row,
+             Wide<T>* rows, std::int64_t columns) {
+  for (int kind = 0; kind < kWinogradKinds; ++kind) {
+    const winograd::Tiles& tiles = block.tiles[kind];
+    const std::int64_t down = row - tiles.row;
+    if (down < 0 || down >= tiles.rows * tiles.height) continue;
+    const std::int64_t index =
+        block.begin[kind] + (n * tiles.rows + down / tiles.height) * tiles.columns;
+    by_tile<W>(tiles.height, tiles.width, [&](auto tile) {
+      add_inputs<W, decltype(tile), T>(block.sums + index * kWinogradPanel, block.plane,
+                                       tiles.columns, panel.lanes,
+                                       rows + tiles.column * kWinogradPanel, columns);
+    });
+  }
+}
+
+// The rows of inputs of the n-th image and a panel that a block completes, but for those before row
+// `start` of tiles, which only lead to the first. `carried` keeps, between calls, those that the next
+// row of tiles adds to.
+template <typename W, typename T>
+void finish(const WinogradCall& call, const Panel& panel, const Block<T>& block, std::int64_t n,
+            std::int64_t start, Wide<T>* rows, Wide<T>* carried) {
+  constexpr int kOverlap = W::kTaps - 1;
   const WinogradShape& shape = call.shape;
-  const std::int64_t columns = winograd::input_columns(shape);
-  const std::int64_t tiles = winograd::tile_columns(shape), row = columns * kWinogradPanel;
+  const winograd::Cut cut = winograd::cut(shape, shape.map_height);
+  const std::int64_t columns = winograd::input_columns(shape), row = columns * kWinogradPanel;
   const std::int64_t above = panel.phase / W::kStride - shape.padding_h;
-  if (first == 0 || first < start) clear(carried, kOverlap * row);
-  for (std::int64_t i = first; i < first + tile_rows; ++i) {
+  const std::int64_t image = block.image + n;
+  if (block.first == 0 || block.first < start) clear(carried, kOverlap * row);
+  for (std::int64_t i = block.first; i < block.stop; ++i) {
+    const std::int64_t top = cut.at(i), height = cut.at(i + 1) - top;
     FASTGEN_INDEPENDENT
     for (std::int64_t x = 0; x < kOverlap * row; ++x) rows[x] = carried[x];
-    clear(rows + kOverlap * row, 2 * row);
-    add_inputs<W, T>(sums + (i - first) * tiles * kWinogradPanel, plane, tiles, panel.lanes, rows,
-                     columns);
-    for (int u = 0; u < 2 && i >= start; ++u) {
+    clear(rows + kOverlap * row, height * row);
+    add_row<W, T>(block, panel, n, top, rows, columns);
+    for (std::int64_t u = 0; u < height && i >= start; ++u) {
       finish_row<W, T>(call, panel,
-                       {image, (2 * i + u) * W::kStride + above, rows + u * row, columns});
+                       {image, (top + u) * W::kStride + above, rows + u * row, columns});
     }
     FASTGEN_INDEPENDENT
-    for (std::int64_t x = 0; x < kOverlap * row; ++x) carried[x] = rows[2 * row + x];
+    for (std::int64_t x = 0; x < kOverlap * row; ++x) carried[x] = rows[height * row + x];
   }
-  if (first + tile_rows < winograd::tile_rows(shape)) return;
+  if (block.stop < cut.tiles()) return;
   for (std::int64_t u = 0;; ++u) {
-    const std::int64_t at = (2 * (first + tile_rows) + u) * W::kStride + above;
+    const std::int64_t at = (cut.pixels() + u) * W::kStride + above;
     if (at >= shape.height) return;
     finish_row<W, T>(call, panel,
                      {image, at, u < kOverlap ? carried + u * row : nullptr, columns});
   }
 }
 
+// Memory of a thread, and how far apart the numbers of points lie in it.
+template <typename T>
+struct Memory {
+  T* zeros;  // pixels of nothing
+  Wide<T>* sums;
+  Element<T>* tiles;
+  Wide<T>* rows;
+  Wide<T>* carried;
+  Element<T>* panel;
+  std::int64_t row, plane, sums_plane, weight_plane, carried_size;
+};
+
+// The sums of a block's tiles at every point that they have.
 template <typename W, typename T>
-void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
-  using F = Format<T>;
-  constexpr int kPoints = W::kPoints * W::kPoints;
+void multiply_block(const WinogradShape& shape, const Block<T>& block, const Panel& panel,
+                    const Memory<T>& memory, const Element<T>* weight) {
+  constexpr int kTwos = W::kTaps + 1;  // points a side of tiles of two; what is beyond has only three
+  const std::int64_t* begin = block.begin;
+  for (int p = 0; p < W::kPoints; ++p) {
+    const bool high = p / W::kSide >= kTwos, wide = p % W::kSide >= kTwos;
+    const std::int64_t from = high ? begin[1] : 0;
+    const std::int64_t to = wide ? begin[2] : high ? begin[3] : begin[kWinogradKinds];
+    if (from == to) continue;
+    multiply({memory.tiles + p * memory.plane + from * memory.row, to - from, memory.row, 1, 0,
+              shape.filters, Format<T>::kElements, weight + p * memory.weight_plane,
+              kWinogradPanel, panel.lanes / kLanes<Wide<T>>,
+              memory.sums + p * memory.sums_plane + from * kWinogradPanel, kWinogradPanel, false});
+  }
+}
+
+template <typename W, typename T>
+void run_block(const WinogradCall& call, const Memory<T>& memory, const Block<T>& block,
+               std::int64_t group, std::int64_t start) {
   const WinogradShape& shape = call.shape;
   const WinogradPlan& plan = call.plan;
-  const std::int64_t depth = shape.filters, row = winograd::padded_row(depth);
-  const std::int64_t plane = winograd::padded_plane(plan.tiles * row);
-  const std::int64_t sums_plane = winograd::padded_plane(plan.tiles * kWinogradPanel);
-  const std::int64_t weight_plane = winograd::padded_plane(depth * kWinogradPanel);
-  const std::int64_t all_rows = winograd::tile_rows(shape);
-  const std::int64_t columns = winograd::tile_columns(shape);
+  for (int kind = 0; kind < kWinogradKinds; ++kind) {
+    const winograd::Tiles& tiles = block.tiles[kind];
+    const std::int64_t count = tiles.in(block.images);
+    if (count == 0) continue;
+    const Corner corner{block.image, tiles.row, tiles.column};
+    by_tile<W>(tiles.height, tiles.width, [&](auto tile) {
+      transform_rows<W, T>(tiles, corner, count, shape.filters,
+                           Map<T, decltype(tile)>{call, 0, memory.zeros},
+                           memory.tiles + block.begin[kind] * memory.row, memory.plane,
+                           memory.row);
+    });
+  }
+  const std::int64_t first_panel = group * plan.panels / plan.groups;
+  const std::int64_t end_panel = (group + 1) * plan.panels / plan.groups;
+  for (std::int64_t index = first_panel; index < end_panel; ++index) {
+    const Panel panel = panel_of(shape, index);
+    const Element<T>* weight = memory.panel;
+    if (call.packed != nullptr) {
+      weight = static_cast<const Element<T>*>(call.packed) + index * panel_size<W>(shape);
+    } else {
+      transform_weight<W, T, false>(call, panel.first, panel.lanes, panel.phase, memory.panel);
+    }
+    multiply_block<W, T>(shape, block, panel, memory, weight);
+    for (std::int64_t n = 0; n < block.images; ++n) {
+      finish<W, T>(call, panel, block, n, start, memory.rows,
+                   memory.carried + (index - first_panel) * memory.carried_size);
+    }
+  }
+}
+
+template <typename W, typename T>
+void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* scratch) {
+  const WinogradShape& shape = call.shape;
+  const WinogradPlan& plan = call.plan;
+  const std::int64_t depth = shape.filters, all_rows = winograd::tile_rows(shape);
   const std::int64_t input_row = winograd::input_columns(shape) * kWinogradPanel;
-  const std::int64_t carried_rows = winograd::overlap(shape);
+  const std::int64_t overlap = winograd::overlap(shape);
   const std::int64_t most_panels = ceil_div(plan.panels, plan.groups);
+  Memory<T> memory;
+  memory.row = winograd::padded_row(depth);
+  memory.plane = winograd::padded_plane(plan.tiles * memory.row);
+  memory.sums_plane = winograd::padded_plane(plan.tiles * kWinogradPanel);
+  memory.weight_plane = winograd::padded_plane(depth * kWinogradPanel);
+  memory.carried_size = overlap * input_row;
   Scratch free(shape, scratch);
-  auto* zeros = free.take<T>(depth);  // pixels of nothing
-  auto* sums = free.take<Wide<T>>(kPoints * sums_plane);
-  auto* tiles = free.take<Element<T>>(kPoints * plane);
-  auto* rows = free.take<Wide<T>>(
-      (most_panels * carried_rows + kWinogradOutputs + carried_rows) * input_row);
-  auto* carried = rows + (kWinogradOutputs + carried_rows) * input_row;
-  auto* own_panel = free.take<Element<T>>(0);
-  clear(zeros, depth);
+  memory.zeros = free.take<T>(depth);
+  memory.sums = free.take<Wide<T>>(W::kPoints * memory.sums_plane);
+  memory.tiles = free.take<Element<T>>(W::kPoints * memory.plane);
+  memory.rows = free.take<Wide<T>>(
+      (most_panels * overlap + winograd::most_rows(shape) + overlap) * input_row);
+  memory.carried = memory.rows + (winograd::most_rows(shape) + overlap) * input_row;
+  memory.panel = free.take<Element<T>>(0);
+  clear(memory.zeros, depth);
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
     const std::int64_t group = piece % plan.groups;
     const std::int64_t segment = piece / plan.groups % plan.segments;
-    const std::int64_t block = piece / plan.groups / plan.segments;
+    const std::int64_t image = piece / plan.groups / plan.segments * plan.images;
+    const std::int64_t images = winograd::at_most(shape.batch - image, plan.images);
     const std::int64_t start = segment * all_rows / plan.segments;
     const std::int64_t stop = (segment + 1) * all_rows / plan.segments;
-    const std::int64_t image = block * plan.images;
-    const std::int64_t images = winograd::at_most(shape.batch - image, plan.images);
-    const std::int64_t first_panel = group * plan.panels / plan.groups;
-    const std::int64_t end_panel = (group + 1) * plan.panels / plan.groups;
     for (std::int64_t first = winograd::at_least(start - 1, 0); first < stop; first += plan.rows) {
-      const std::int64_t tile_rows = winograd::at_most(stop - first, plan.rows);
-      const std::int64_t count = images * tile_rows * columns;
-      transform_rows<Transposed<typename W::Output>, T, 1>(
-          shape, Tile{image, first, 0}, count, depth,
-          [&](Tile tile, int) { return map_of<T>(call, tile, 0, zeros); }, tiles, plane,
-          row);
-      for (std::int64_t index = first_panel; index < end_panel; ++index) {
-        const Panel panel = panel_of(shape, index);
-        const Element<T>* weight = own_panel;
-        if (call.packed != nullptr) {
-          weight = static_cast<const Element<T>*>(call.packed) + index * panel_size<W>(shape);
-        } else {
-          transform_weight<W, T, false>(call, panel.first, panel.lanes, panel.phase, own_panel);
-        }
-        for (int p = 0; p < kPoints; ++p) {
-          multiply({tiles + p * plane, count, row, 1, 0, depth, F::kElements,
-                    weight + p * weight_plane, kWinogradPanel,
-                    panel.lanes / kLanes<Wide<T>>, sums + p * sums_plane, kWinogradPanel, false});
-        }
-        for (std::int64_t n = 0; n < images; ++n) {
-          finish<W, T>(call, panel, image + n, first, tile_rows, start,
-                       sums + n * tile_rows * columns * kWinogradPanel, sums_plane, rows,
-                       carried + (index - first_panel) * carried_rows * input_row);
-        }
-      }
+      const Block<T> tiles = block_of<T>(shape, image, images, first,
+                                         winograd::at_most(first + plan.rows, stop));
+      Block<T> block = tiles;
+      block.sums = memory.sums, block.plane = memory.sums_plane;
+      run_block<W, T>(call, memory, block, group, start);
     }
   }
 }

@@ -28,8 +28,11 @@ inline std::int64_t overlap(const WinogradShape& shape) { return shape.kernel / 
 
 // Columns of all inputs of a row of tiles, in one phase.
 inline std::int64_t input_columns(const WinogradShape& shape) {
-  return tile_columns(shape) * kWinogradOutputs + overlap(shape);
+  return cut(shape, shape.map_width).pixels() + overlap(shape);
 }
+
+// Rows of the largest tile.
+inline std::int64_t most_rows(const WinogradShape& shape) { return shape.mixed ? 3 : 2; }
 
 }  // namespace winograd
 
@@ -37,7 +40,7 @@ inline cpu::WinogradPlan winograd_conv_transpose2d_plan(const cpu::WinogradShape
                                                         std::int64_t threads) {
   using namespace winograd;
   WinogradPlan plan{};
-  const std::int64_t rows = tile_rows(shape), columns = tile_columns(shape);
+  const std::int64_t rows = tile_rows(shape), columns = cut(shape, shape.map_width).tiles();
   const std::int64_t together = tiles_together(shape, points(shape) * shape.filters);
   plan.images = at_least(1, at_most(together / (rows * columns), shape.batch));
   plan.rows = at_least(1, at_most(together / columns, rows));
@@ -62,7 +65,7 @@ inline cpu::WinogradPlan winograd_conv_transpose2d_plan(const cpu::WinogradShape
       bytes(shape, shape.filters) +
       bytes(shape, points(shape) * padded_plane(plan.tiles * padded_row(shape.filters))) +
       bytes(shape, points(shape) * padded_plane(plan.tiles * kWinogradPanel)) +
-      bytes(shape, (carried + kWinogradOutputs + overlap(shape)) * input_columns(shape) *
+      bytes(shape, (carried + most_rows(shape) + overlap(shape)) * input_columns(shape) *
                        kWinogradPanel) +
       (packed ? 0 : panel);
   return plan;

@@ -19,12 +19,14 @@ struct WinogradShape {
   std::int64_t filters, map_height, map_width;  // of the map
   std::int64_t kernel, stride;                  // 3 and 1, or 4 and 2
   std::int64_t padding_h, padding_w;
+  bool mixed;  // tiles of 3 outputs a side beside those of 2
 };
 
 // How the work is cut and what it needs besides its tensors. No sum depends on it, but those of a
 // weight gradient on `tiles` and `segments`, which there follow from the shape alone.
 struct WinogradPlan {
   std::int64_t tiles;   // that are transformed together, at most
+  std::int64_t kind_blocks[4];  // of tiles of each size
   std::int64_t images;  // of a block of images
   std::int64_t rows;    // of tiles of an image that are transformed together
   std::int64_t blocks;  // of tiles, of images or of input channels
@@ -60,7 +62,7 @@ using Winograd = void(const WinogradCall& call, std::int64_t begin, std::int64_t
                       void* scratch);
 
 constexpr std::int64_t kWinogradChannels = 16;  // both numbers of channels are multiples of it
-constexpr std::int64_t kWinogradOutputs = 2;    // rows and columns of the map that a tile is
+constexpr int kWinogradKinds = 4;  // sizes of tiles: 2 or 3 rows and columns of the map
 constexpr std::int64_t kWinogradPanel = 32;     // columns of a product that are computed together
 
 }  // namespace fastgen::cpu

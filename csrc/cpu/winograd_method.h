@@ -1,18 +1,19 @@
 // The transforms between tiles and the points at which Winograd's convolution multiplies.
 //
-// Two neighbouring outputs of a one-dimensional convolution with r taps are coefficients of a
-// product of polynomials; they follow from its values at r + 1 points (Winograd 1980; Lavin and
-// Gray, arXiv:1509.09308):
+// m neighbouring outputs of a one-dimensional convolution with r taps are coefficients of a product
+// of polynomials; they follow from its values at r + m - 1 points (Winograd 1980; Lavin and Gray,
+// arXiv:1509.09308):
 //
-//   y = A^T ((G g) * (B^T d)),   y: 2 outputs, g: r taps, d: r + 1 inputs, *: number by number
+//   y = A^T ((G g) * (B^T d)),   y: m outputs, g: r taps, d: r + m - 1 inputs, *: number by number
 //
-// In two dimensions each transform is applied to rows and columns: (r + 1)^2 products a tile instead
-// of 4 r^2. A convolution of stride s with s * r taps is the sum of s phases, each with every s-th
-// input and tap; the phases are added up before A^T.
+// In two dimensions each transform is applied to rows and columns: a tile of 2x2 outputs takes
+// (r + 1)^2 products instead of 4 r^2, one of 3x3 (r + 2)^2 instead of 9 r^2. A convolution of stride
+// s with s * r taps is the sum of s phases, each with every s-th input and tap; the phases are added
+// up before A^T.
 //
-// 1, -1 and infinity are the points for r = 2, with 0 for r = 3: among all small ones these have the
-// least rounding errors. Relative to PyTorch's own, root mean squares over normal numbers, 128
-// channels: 1.1 (r = 2) and 1.0 (r = 3) in float32, 2.4 and 2.5 in bfloat16.
+// 1, -1, infinity and, where a fourth is needed, 0 are the points: among all small ones these have the
+// least rounding errors, and a fifth would multiply them. Relative to PyTorch's own, root mean squares
+// over normal numbers, 128 channels: 1.1 (r = 2) and 1.0 (r = 3) in float32, 2.4 and 2.5 in bfloat16.
 #pragma once
 
 #include "cpu/product.h"
@@ -22,56 +23,73 @@
 
 FASTGEN_BEGIN
 
-// 4x4, stride 2.
-struct Winograd4x4 {
-  static constexpr int kStride = 2, kTaps = 2, kPoints = 3;
-  struct Input {  // B^T
-    static constexpr int kRows = 3, kColumns = 3;
-    static constexpr float at(int i, int j) {
-      constexpr float m[3][3] = {{1, 1, 0}, {1, -1, 0}, {-1, 0, 1}};
-      return m[i][j];
-    }
-  };
-  struct Weight {  // G
-    static constexpr int kRows = 3, kColumns = 2;
-    static constexpr float at(int i, int j) {
-      constexpr float m[3][2] = {{.5f, .5f}, {.5f, -.5f}, {0, 1}};
-      return m[i][j];
-    }
-  };
-  struct Output {  // A^T
-    static constexpr int kRows = 2, kColumns = 3;
-    static constexpr float at(int i, int j) {
-      constexpr float m[2][3] = {{1, 1, 0}, {1, -1, 1}};
-      return m[i][j];
-    }
-  };
+template <int kTaps, int kOutputs>
+struct InputMatrix;  // B^T
+template <int kTaps, int kOutputs>
+struct OutputMatrix;  // A^T
+template <int kTaps, int kPoints>
+struct WeightMatrix;  // G
+
+// The points of two outputs are the first three of those of three: one transformed weight serves
+// both.
+template <>
+struct InputMatrix<2, 2> {
+  static constexpr int kRows = 3, kColumns = 3;
+  static constexpr float at(int i, int j) {
+    constexpr float m[3][3] = {{1, 1, 0}, {1, -1, 0}, {-1, 0, 1}};
+    return m[i][j];
+  }
+};
+template <>
+struct OutputMatrix<2, 2> {
+  static constexpr int kRows = 2, kColumns = 3;
+  static constexpr float at(int i, int j) {
+    constexpr float m[2][3] = {{1, 1, 0}, {1, -1, 1}};
+    return m[i][j];
+  }
+};
+template <>
+struct InputMatrix<2, 3> {
+  static constexpr int kRows = 4, kColumns = 4;
+  static constexpr float at(int i, int j) {
+    constexpr float m[4][4] = {{0, 1, 1, 0}, {0, -1, 1, 0}, {0, -1, 0, 1}, {1, 0, -1, 0}};
+    return m[i][j];
+  }
+};
+template <>
+struct OutputMatrix<2, 3> {
+  static constexpr int kRows = 3, kColumns = 4;
+  static constexpr float at(int i, int j) {
+    constexpr float m[3][4] = {{1, 1, 0, 1}, {1, -1, 0, 0}, {1, 1, 1, 0}};
+    return m[i][j];
+  }
+};
+template <int kPoints>
+struct WeightMatrix<2, kPoints> {
+  static constexpr int kRows = kPoints, kColumns = 2;
+  static constexpr float at(int i, int j) {
+    constexpr float m[4][2] = {{.5f, .5f}, {.5f, -.5f}, {0, 1}, {1, 0}};
+    return m[i][j];
+  }
 };
 
-// 3x3, stride 1.
-struct Winograd3x3 {
-  static constexpr int kStride = 1, kTaps = 3, kPoints = 4;
-  struct Input {
-    static constexpr int kRows = 4, kColumns = 4;
-    static constexpr float at(int i, int j) {
-      constexpr float m[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, -1, 0, 1}};
-      return m[i][j];
-    }
-  };
-  struct Weight {
-    static constexpr int kRows = 4, kColumns = 3;
-    static constexpr float at(int i, int j) {
-      constexpr float m[4][3] = {{1, 0, 0}, {.5f, .5f, .5f}, {.5f, -.5f, .5f}, {0, 0, 1}};
-      return m[i][j];
-    }
-  };
-  struct Output {
-    static constexpr int kRows = 2, kColumns = 4;
-    static constexpr float at(int i, int j) {
-      constexpr float m[2][4] = {{1, 1, 1, 0}, {0, 1, -1, 1}};
-      return m[i][j];
-    }
-  };
+template <>
+struct InputMatrix<3, 2> : InputMatrix<2, 3> {};  // it depends on the points alone
+template <>
+struct OutputMatrix<3, 2> {
+  static constexpr int kRows = 2, kColumns = 4;
+  static constexpr float at(int i, int j) {
+    constexpr float m[2][4] = {{1, 1, 0, 1}, {1, -1, 1, 0}};
+    return m[i][j];
+  }
+};
+template <>
+struct WeightMatrix<3, 4> {
+  static constexpr int kRows = 4, kColumns = 3;
+  static constexpr float at(int i, int j) {
+    constexpr float m[4][3] = {{.5f, .5f, .5f}, {.5f, -.5f, .5f}, {0, 0, 1}, {1, 0, 0}};
+    return m[i][j];
+  }
 };
 
 template <typename M>
@@ -107,19 +125,67 @@ FASTGEN_INLINE void column_transform(const V* in, int in_step, V* out, int out_s
   ((out[kRow * out_step] = row_times<M, kRow>(in, in_step, V{})), ...);
 }
 
-// out = M in M^T; both are square, row by row.
-template <typename M, typename V>
-FASTGEN_INLINE void transform(const V (&in)[M::kColumns * M::kColumns],
-                              V (&out)[M::kRows * M::kRows]) {
-  constexpr std::make_integer_sequence<int, M::kRows> kEvery{};
-  V half[M::kRows * M::kColumns];
+// A matrix for the rows of a tile and one for its columns.
+template <typename OfRows, typename OfColumns>
+struct Sides {
+  using Rows = OfRows;
+  using Columns = OfColumns;
+};
+
+// out = R in C^T, row by row; rows of `in` and `out` begin kInStep and kOutStep apart.
+template <typename S, int kInStep, int kOutStep, typename V>
+FASTGEN_INLINE void transform(const V* in, V* out) {
+  using R = typename S::Rows;
+  using C = typename S::Columns;
+  constexpr std::make_integer_sequence<int, R::kRows> kEveryRow{};
+  constexpr std::make_integer_sequence<int, C::kRows> kEveryColumn{};
+  V half[R::kRows * C::kColumns];
   FASTGEN_UNROLLED
-  for (int j = 0; j < M::kColumns; ++j) {
-    column_transform<M>(in + j, M::kColumns, half + j, M::kColumns, kEvery);
+  for (int j = 0; j < C::kColumns; ++j) {
+    column_transform<R>(in + j, kInStep, half + j, C::kColumns, kEveryRow);
   }
   FASTGEN_UNROLLED
-  for (int i = 0; i < M::kRows; ++i) {
-    column_transform<M>(half + i * M::kColumns, 1, out + i * M::kRows, 1, kEvery);
+  for (int i = 0; i < R::kRows; ++i) {
+    column_transform<C>(half + i * C::kColumns, 1, out + i * kOutStep, 1, kEveryColumn);
+  }
+}
+
+// A convolution of kTaps * kStride taps a side and its tiles, of 2 or kMost outputs a side. Point
+// (i, j) is number i * kSide + j, whatever the tile.
+template <int kTaps_, int kStride_, int kMost_>
+struct Method {
+  static constexpr int kTaps = kTaps_, kStride = kStride_, kMost = kMost_;
+  static constexpr int kPhases = kStride * kStride;
+  static constexpr int kSide = kTaps + kMost - 1, kPoints = kSide * kSide;
+  using Weight = Sides<WeightMatrix<kTaps, kSide>, WeightMatrix<kTaps, kSide>>;
+  using Taps = Sides<Transposed<WeightMatrix<kTaps, kSide>>, Transposed<WeightMatrix<kTaps, kSide>>>;
+
+  // Of tiles of H x W outputs.
+  template <int H, int W>
+  struct Tile {
+    static constexpr int kHeight = H, kWidth = W;
+    static constexpr int kRows = kTaps + H - 1, kColumns = kTaps + W - 1;  // of inputs and of points
+    using Input = Sides<InputMatrix<kTaps, H>, InputMatrix<kTaps, W>>;
+    using Output = Sides<OutputMatrix<kTaps, H>, OutputMatrix<kTaps, W>>;
+    // Their adjoints, from the map and to the input.
+    using Map = Sides<Transposed<OutputMatrix<kTaps, H>>, Transposed<OutputMatrix<kTaps, W>>>;
+    using Back = Sides<Transposed<InputMatrix<kTaps, H>>, Transposed<InputMatrix<kTaps, W>>>;
+  };
+};
+
+using Winograd3x3 = Method<3, 1, 2>;
+using Winograd4x4 = Method<2, 2, 2>;
+using Winograd4x4Mixed = Method<2, 2, 3>;
+
+// run(tile) for the tile of a method that has this size.
+template <typename W, typename Run>
+FASTGEN_INLINE void by_tile(int height, int width, const Run& run) {
+  if constexpr (W::kMost == 2) {
+    run(typename W::template Tile<2, 2>{});
+  } else if (height == 3) {
+    width == 3 ? run(typename W::template Tile<3, 3>{}) : run(typename W::template Tile<3, 2>{});
+  } else {
+    width == 3 ? run(typename W::template Tile<2, 3>{}) : run(typename W::template Tile<2, 2>{});
   }
 }
 
@@ -133,7 +199,8 @@ inline void by_method(const cpu::WinogradShape& shape, const Run& run) {
       default: return run(method, BFloat16{});
     }
   };
-  return shape.stride == 2 ? by_type(Winograd4x4{}) : by_type(Winograd3x3{});
+  if (shape.stride == 1) return by_type(Winograd3x3{});
+  return shape.mixed ? by_type(Winograd4x4Mixed{}) : by_type(Winograd4x4{});
 }
 
 // Numbers of the kElements rows of a right side, or columns of a left one, that one step of a

@@ -8,7 +8,10 @@ FASTGEN_BEGIN
 
 namespace winograd {
 
-using cpu::kWinogradOutputs;
+// Measured.
+constexpr std::int64_t kMixedPixels = 256, kMixedWeightPixels = 1024;
+
+using cpu::kWinogradKinds;
 using cpu::kWinogradPanel;
 using cpu::WinogradPlan;
 using cpu::WinogradShape;
@@ -18,18 +21,66 @@ inline std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a 
 
 inline std::int64_t phases(const WinogradShape& shape) { return shape.stride * shape.stride; }
 
+// --- tiles ---
+
+// How a side of the map is cut: into tiles of three, then of two.
+struct Cut {
+  std::int64_t threes, twos;
+  std::int64_t tiles() const { return threes + twos; }
+  std::int64_t pixels() const { return 3 * threes + 2 * twos; }
+  // Where a tile begins.
+  std::int64_t at(std::int64_t tile) const { return 2 * tile + at_most(tile, threes); }
+};
+
+// Whether there should be tiles of three: of two taps they take four points for three outputs, and
+// tiles of two take three for two. But a weight has more points then, and sizes of tiles are computed
+// one after the other; that pays from `least_pixels` pixels of all images' maps on.
+inline bool mixes(const WinogradShape& shape, std::int64_t least_pixels) {
+  const auto has_three = [](std::int64_t size) { return size == 3 || size >= 5; };
+  return shape.stride == 2 && shape.batch * shape.map_height * shape.map_width >= least_pixels &&
+         (has_three(shape.map_height) || has_three(shape.map_width));
+}
+
+inline Cut cut(const WinogradShape& shape, std::int64_t size) {
+  if (!shape.mixed) return {0, ceil_div(size, 2)};
+  const std::int64_t twos = size == 1 ? 1 : size % 3 == 0 ? 0 : 3 - size % 3;
+  return {(size - 2 * twos) / 3 * (size > 1), twos};
+}
+
 // Points at which polynomials are multiplied, of rows and columns together.
 inline std::int64_t points(const WinogradShape& shape) {
-  const std::int64_t side = shape.kernel / shape.stride + kWinogradOutputs - 1;
+  const std::int64_t side = shape.kernel / shape.stride + (shape.mixed ? 3 : 2) - 1;
   return side * side;
 }
 
+// Tiles of one size in every image: `rows` rows of `columns`, from pixel (row, column) of the map on.
+struct Tiles {
+  int height, width;
+  std::int64_t row, column, rows, columns;
+
+  std::int64_t in(std::int64_t images) const { return images * rows * columns; }
+};
+
+// The tiles of size `kind` in rows of tiles first ... stop - 1. In this order those three high are
+// neighbours, and so are those three wide, as are all.
+inline Tiles tiles_between(const WinogradShape& shape, int kind, std::int64_t first,
+                           std::int64_t stop) {
+  const Cut down = cut(shape, shape.map_height), right = cut(shape, shape.map_width);
+  const bool high = kind == 1 || kind == 2, wide = kind < 2;
+  const std::int64_t from = high ? first : at_least(first, down.threes);
+  const std::int64_t to = high ? at_most(stop, down.threes) : stop;
+  return {high ? 3 : 2, wide ? 3 : 2, down.at(from), wide ? 0 : 3 * right.threes,
+          at_least(to - from, 0), wide ? right.threes : right.twos};
+}
+
 inline std::int64_t tile_rows(const WinogradShape& shape) {
-  return ceil_div(shape.map_height, kWinogradOutputs);
+  return cut(shape, shape.map_height).tiles();
 }
-inline std::int64_t tile_columns(const WinogradShape& shape) {
-  return ceil_div(shape.map_width, kWinogradOutputs);
+inline Tiles tiles_of_kind(const WinogradShape& shape, int kind) {
+  return tiles_between(shape, kind, 0, tile_rows(shape));
 }
+
+// --- memory ---
 
 // Bytes of so many numbers, on cache lines of their own. BFloat16 is counted as float32: what is
 // multiplied without instructions for it is.
@@ -46,6 +97,8 @@ inline std::int64_t padded_plane(std::int64_t count) {
   constexpr std::int64_t kPage = 2048, kApart = 224;  // numbers of 16 bits; more of wider ones
   return ceil_div(count, kPage) * kPage + kApart;
 }
+
+// --- work ---
 
 constexpr std::int64_t kBlockBytes = 256 * 1024;  // of transformed tiles: they stay in the L2 cache
 constexpr std::int64_t kFewTiles = 96, kManyTiles = 384;
@@ -78,7 +131,12 @@ inline void cut_panels(WinogradPlan& plan, std::int64_t panels, std::int64_t thr
 }
 
 inline std::int64_t operations(const WinogradShape& shape) {
-  return 2 * shape.batch * tile_rows(shape) * tile_columns(shape) * points(shape) *
+  const std::int64_t taps = shape.kernel / shape.stride;
+  const auto side_points = [&](std::int64_t size) {
+    const Cut side = cut(shape, size);
+    return side.threes * (taps + 2) + side.twos * (taps + 1);
+  };
+  return 2 * shape.batch * side_points(shape.map_height) * side_points(shape.map_width) *
          phases(shape) * shape.channels * shape.filters;
 }
 

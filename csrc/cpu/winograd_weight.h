@@ -51,7 +51,7 @@ inline void load_taps(const T* weight, const std::int64_t (&strides)[4], std::in
 template <typename W, typename T>
 inline void store_taps(const Vector<Wide<T>>* taps, const std::int64_t (&strides)[4], T* weight) {
   constexpr int kWidth = kLanes<Wide<T>>, kTaps = W::kTaps * W::kTaps;
-  constexpr int kPhases = W::kStride * W::kStride;
+  constexpr int kPhases = W::kPhases;
   const std::int64_t lane_step = strides[0], depth_step = strides[1];
   for (int phase = 0; phase < kPhases; ++phase) {
     for (int tap = 0; tap < kTaps; ++tap) {
@@ -81,8 +81,8 @@ inline void transform_weight(const cpu::WinogradCall& call, std::int64_t first_l
                              std::int64_t lanes, int phase, typename Format<T>::Element* to) {
   using F = Format<T>;
   constexpr int kWidth = kLanes<Wide<T>>, kTaps = W::kTaps * W::kTaps;
-  constexpr int kPoints = W::kPoints * W::kPoints, kElements = F::kElements;
-  constexpr int kPhases = kFilters ? W::kStride * W::kStride : 1;
+  constexpr int kPoints = W::kPoints, kElements = F::kElements;
+  constexpr int kPhases = kFilters ? W::kPhases : 1;
   constexpr std::int64_t kPanel = cpu::kWinogradPanel;
   const std::int64_t depth = kFilters ? call.shape.channels : call.shape.filters;
   const std::int64_t lane_step = call.weight_strides[kFilters ? 0 : 1];
@@ -101,7 +101,7 @@ inline void transform_weight(const cpu::WinogradCall& call, std::int64_t first_l
           for (int e = 0; e < kElements; ++e) {
             Vector<Wide<T>> in[kTaps], one[kPoints];
             for (int i = 0; i < kTaps; ++i) in[i] = taps[((step + e) * kPhases + f) * kTaps + i];
-            transform<typename W::Weight>(in, one);
+            transform<typename W::Weight, W::kTaps, W::kSide>(in, one);
             FASTGEN_UNROLLED
             for (int p = 0; p < kPoints; ++p) out[p][e] = one[p];
           }

@@ -25,7 +25,7 @@ Tensor winograd_conv2d(Tensor input, Tensor weight, std::optional<Tensor> bias,
   cpu::WinogradCall call{};
   call.shape = winograd_shape(input, weight.size(0), weight.size(1), weight.size(2),
                               weight.size(3), stride, padding_h, padding_w);
-  set_input_size(call.shape, input.size(2), input.size(3));
+  set_input_size(call.shape, input.size(2), input.size(3), winograd::kMixedPixels);
   Tensor result = new_image(input, call.shape.batch, call.shape.filters, call.shape.map_height,
                             call.shape.map_width, true);
   if (output.has_value()) check_twin(*output, "output", result, "the result");
@@ -56,7 +56,7 @@ Tensor winograd_conv2d_weight_gradient(Tensor input, Tensor grad, std::int64_t k
   cpu::WinogradShape& shape = call.shape;
   shape = winograd_shape(input, grad.size(1), input.size(1), kernel_h, kernel_w, stride, padding_h,
                          padding_w);
-  set_input_size(shape, input.size(2), input.size(3));
+  set_input_size(shape, input.size(2), input.size(3), winograd::kMixedWeightPixels);
   STD_TORCH_CHECK(grad.size(0) == shape.batch && grad.size(2) == shape.map_height &&
                       grad.size(3) == shape.map_width,
                   "grad must have shape (", shape.batch, ", filters, ", shape.map_height, ", ",

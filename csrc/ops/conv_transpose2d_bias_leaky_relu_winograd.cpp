@@ -21,7 +21,7 @@ Tensor winograd_conv_transpose2d(Tensor input, Tensor weight, std::optional<Tens
   cpu::WinogradCall call{};
   call.shape = winograd_shape(input, weight.size(0), weight.size(1), weight.size(2),
                               weight.size(3), stride, padding_h, padding_w);
-  set_input_size(call.shape, output_h, output_w);
+  set_input_size(call.shape, output_h, output_w, winograd::kMixedPixels);
   STD_TORCH_CHECK(call.shape.map_height == input.size(2) && call.shape.map_width == input.size(3),
                   "an output of ", output_h, "x", output_w, " belongs to an input of ",
                   call.shape.map_height, "x", call.shape.map_width, " (got ", input.size(2), "x",

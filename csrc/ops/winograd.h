@@ -1,7 +1,7 @@
 // What the operators of the Winograd convolutions check, allocate and run.
 #pragma once
 
-#include "cpu/winograd.h"
+#include "cpu/winograd_plan.h"
 #include "ops/image_edge.h"
 
 namespace fastgen::operators {
@@ -60,10 +60,13 @@ inline std::int64_t winograd_map_size(const char* side, std::int64_t size,
   return (padded - shape.kernel) / shape.stride + 1;
 }
 
-inline void set_input_size(cpu::WinogradShape& shape, std::int64_t height, std::int64_t width) {
+// Sizes, and from them how the map is cut: see winograd::mixes for the least number of pixels.
+inline void set_input_size(cpu::WinogradShape& shape, std::int64_t height, std::int64_t width,
+                           std::int64_t mixed_pixels) {
   shape.height = height, shape.width = width;
   shape.map_height = winograd_map_size("height", height, shape, shape.padding_h);
   shape.map_width = winograd_map_size("width", width, shape, shape.padding_w);
+  shape.mixed = winograd::mixes(shape, mixed_pixels);
 }
 
 // Transforms the weight, if that is to happen once, and runs the pieces.

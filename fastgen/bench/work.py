@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,9 +126,11 @@ def _of_convolution(weight: Tensor, smaller: Tensor, stride: list[int] | None) -
     pairs = weight.shape[0] * weight.shape[1]
     if any(channels % cpu_winograd.CHANNELS for channels in weight.shape[:2]):
         return by_definition, by_definition
-    tiles = len(smaller) * -(-smaller.shape[2] // 2) * -(-smaller.shape[3] // 2)
-    points = stride[0] ** 2 * (kernel[0] // stride[0] + 1) ** 2
-    return by_definition, min(by_definition, 2 * pairs * tiles * points)
+    points = math.prod(
+        cpu_winograd.points(size, kernel[0], mixed=stride[0] == 2) for size in smaller.shape[2:]
+    )
+    phases = stride[0] ** 2
+    return by_definition, min(by_definition, 2 * pairs * len(smaller) * phases * points)
 
 
 # PyTorch's own formula for convolution_backward ignores groups.

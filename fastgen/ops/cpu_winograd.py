@@ -3,8 +3,8 @@ should win.
 
 A wide convolution runs at the CPU's peak in oneDNN; what is left is to multiply less. Two by two
 neighbouring outputs of a 3x3 convolution cost 16 products instead of 36, of a 4x4 one with stride 2
-9 instead of 16 in each of its four phases (csrc/cpu/winograd_method.h). Three operators compute
-all passes:
+9 instead of 16 in each of its four phases, and three by three of these 16 instead of 36
+(csrc/cpu/winograd_method.h). Three operators compute all passes:
 
     ===============================  ==========================  ============================
     operator                         of a convolution            of a transposed convolution
@@ -17,6 +17,7 @@ all passes:
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -32,6 +33,8 @@ from .layouts import is_channels_last_like
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
 KERNELS = {(3, 3): (1, 1), (4, 4): (2, 2)}  # and their strides
 CHANNELS = 16  # both numbers are multiples of it; csrc/cpu/winograd.h has the same number
+# Pixels of all maps from which tiles of three are used; csrc/cpu/winograd_plan.h has the same numbers.
+MIXED_PIXELS, MIXED_PIXELS_OF_WEIGHT_GRADIENT = 256, 1024
 
 
 # --- the passes ---
@@ -203,32 +206,48 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 #     3x3     float32    1.42 to 4.43 (1.86)  1.30 to 3.97 (1.71)  1.22 to 5.03 (2.07)
 #     3x3     bfloat16   1.22 to 4.37 (1.74)  1.11 to 4.20 (1.68)  1.53 to 5.63 (2.40)
 #
-# A tile that is not full costs as much: maps of 3x3 and 1x1 took up to three times PyTorch's time.
-# Below 8 tiles the transform of a wide weight is the larger part; with 16 channels in bfloat16 that
-# of large maps.
+# A tile that is not full costs as much: maps of 3x3 and 1x1 in tiles of two took up to three times
+# PyTorch's time. Below 8 tiles the transform of a wide weight is the larger part; with 16 channels in
+# bfloat16 that of large maps.
 
 LEAST_CHANNELS = 32
-LEAST_TILES = 8
-FULL = 0.7  # of the tiles, at least
+LEAST_TILES = 8  # of two by two
+FULL = 0.76  # of the tiles, at least
+
+
+def points(size: int, kernel: int, *, mixed: bool) -> int:
+    """Along one side of a map: points at which a phase is multiplied, as csrc/cpu/winograd_plan.h
+    cuts the side into tiles of two (`mixed`: and of three).
+    """
+    taps = kernel // KERNELS[kernel, kernel][0]
+    if not mixed or size == 1:
+        return -(-size // 2) * (taps + 1)
+    twos = -size % 3
+    return (size - 2 * twos) // 3 * (taps + 2) + twos * (taps + 1)
 
 
 def forward_wins(*arguments: Any) -> bool:
     """Whether `forward` or `masked_forward` should."""
     input, weight, geometry = arguments[0], arguments[1], arguments[-1]
-    return _wins(input, weight, geometry, operand_is_map=geometry.transposed)
+    return _wins(input, weight, geometry, MIXED_PIXELS, operand_is_map=geometry.transposed)
 
 
 def input_gradient_wins(
     grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> bool:
-    return _wins(grad, weight, geometry, operand_is_map=not geometry.transposed)
+    return _wins(grad, weight, geometry, MIXED_PIXELS, operand_is_map=not geometry.transposed)
 
 
 def weight_gradient_wins(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    return _wins(input, weight, geometry, operand_is_map=geometry.transposed)
+    return _wins(
+        input, weight, geometry, MIXED_PIXELS_OF_WEIGHT_GRADIENT,
+        operand_is_map=geometry.transposed,
+    )  # fmt: skip
 
 
-def _wins(operand: Tensor, weight: Tensor, geometry: Geometry, *, operand_is_map: bool) -> bool:
+def _wins(
+    operand: Tensor, weight: Tensor, geometry: Geometry, mixed_pixels: int, *, operand_is_map: bool
+) -> bool:
     height, width = (
         operand.shape[2 + axis]
         if operand_is_map
@@ -237,12 +256,16 @@ def _wins(operand: Tensor, weight: Tensor, geometry: Geometry, *, operand_is_map
         + 1
         for axis in (0, 1)
     )
-    tiles = -(-height // 2) * -(-width // 2)
+    kernel, stride = weight.shape[2], geometry.stride[0]
+    pixels = len(operand) * height * width
+    mixed = stride == 2 and pixels >= mixed_pixels
+    multiplied = math.prod(points(size, kernel, mixed=mixed) for size in (height, width))
+    in_full_tiles = height * width * (kernel // stride + 1) ** 2 / 4
     return (
         operand.dtype in (torch.float32, torch.bfloat16)
         and min(weight.shape[:2]) >= LEAST_CHANNELS
-        and len(operand) * tiles >= LEAST_TILES
-        and height * width >= FULL * 4 * tiles
+        and len(operand) * -(-height // 2) * -(-width // 2) >= LEAST_TILES
+        and in_full_tiles >= FULL * multiplied
         and compiled.cpu_version() != "portable"
         and os.environ.get("FASTGEN_WINOGRAD") != "off"
     )

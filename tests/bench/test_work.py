@@ -91,6 +91,9 @@ def test_winograds_method_multiplies_less_where_there_is_a_kernel_for_it() -> No
     with Products() as products:  # a tile that is not full takes as much
         torch.conv2d(torch.randn(1, 16, 3, 3), torch.randn(16, 16, 3, 3), None, 1, 1)
     assert products.least_operations == 2 * 16 * 16 * 4 * 16
+    with Products() as products:  # 8 = 3 + 3 + 2: 4 + 4 + 3 points a side
+        torch.conv2d(torch.randn(1, 16, 16, 16), torch.randn(16, 16, 4, 4), None, 2, 1)
+    assert products.least_operations == 2 * 16 * 16 * 4 * 11**2
 
 
 def test_the_slower_limit_bounds() -> None:

@@ -91,12 +91,12 @@ def test_is_as_accurate_as_pytorch_through_the_second_order(monkeypatch, name, w
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", [3, 4])
-def test_long_sums_are_as_accurate_as_pytorchs(kernel, dtype):
+@pytest.mark.parametrize(("kernel", "batch"), [(3, 4), (4, 3), (4, 4)])  # (4, 4): tiles of three
+def test_long_sums_are_as_accurate_as_pytorchs(kernel, batch, dtype):
     """Of pictures with a mean, as they come out of a leaky ReLU: nothing cancels there that does
     not cancel in PyTorch."""
     stride = kernel - 2
-    x = torch.randn(4, 256, 8 * stride, 8 * stride).add(1).to(dtype).contiguous(memory_format=LAST)
+    x = torch.randn(batch, 256, 8 * stride, 8 * stride).add(1).to(dtype).contiguous(memory_format=LAST)
     w = (torch.randn(64, 256, kernel, kernel) / 50).to(dtype).contiguous(memory_format=LAST)
     geometry = geometry_of(stride, 1)
     exact = F.conv2d(x.double(), w.double(), None, stride, 1)
@@ -143,6 +143,36 @@ def test_every_size_and_padding_against_float64(kernel, padding, weights):
                 assert result.dtype == dtype
                 assert result.shape == truth.shape
                 assert (result.double() - truth).norm() <= tolerance * truth.norm()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("height", range(1, 9))
+def test_maps_are_cut_into_tiles_of_two_and_three(height, dtype):
+    geometry = geometry_of(2, 1)
+    for width in (1, 2, 3, 4, 7, 8, 9):
+        batch = -(-cpu_winograd.MIXED_PIXELS_OF_WEIGHT_GRADIENT // (height * width))
+        x, w, g = (
+            torch.randn(shape).to(dtype).contiguous(memory_format=LAST)
+            for shape in (
+                (batch, 16, 2 * height, 2 * width),
+                (48, 16, 4, 4),
+                (batch, 48, height, width),
+            )
+        )
+        wide = x.double(), w.double(), g.double()
+        truths = (
+            F.conv2d(*wide[:2], None, 2, 1),
+            torch.nn.grad.conv2d_input(x.shape, *wide[1:], 2, 1),
+            torch.nn.grad.conv2d_weight(wide[0], w.shape, wide[2], 2, 1),
+        )
+        tolerance = {8: 1e-14, 4: 1e-6, 2: 9e-3}[dtype.itemsize]
+        for result, truth in zip(passes(x, w, g, 2), truths, strict=True):
+            assert (result.double() - truth).norm() <= tolerance * truth.norm()
+        bias = torch.randn(48).to(dtype)
+        masked = cpu_winograd.masked_forward(x, w, bias, g, 0.2, geometry)
+        truth = truths[0] + bias.double()[:, None, None]
+        truth = torch.where(g > 0, truth, 0.2 * truth)
+        assert (masked.double() - truth).norm() <= tolerance * truth.norm()
 
 
 @pytest.mark.parametrize("rows", [1, 30, 100])
@@ -222,10 +252,11 @@ def test_what_is_not_finite_is_what_the_definition_says(kernel, dtype, batch):
         assert truth.isfinite().any()
 
 
+@pytest.mark.parametrize("batch", [2, 40])
 @pytest.mark.parametrize("kernel", [3, 4])
-def test_where_only_a_transform_overflows_the_result_is_right(kernel):
+def test_where_only_a_transform_overflows_the_result_is_right(kernel, batch):
     stride = kernel - 2
-    x, w = torch.randn(2, 16, 10, 12), torch.randn(32, 16, kernel, kernel).sign() / 64
+    x, w = torch.randn(batch, 16, 10, 12), torch.randn(32, 16, kernel, kernel).sign() / 64
     g = torch.randn(F.conv2d(x, w, None, stride, 1).shape)
     flat, small = torch.full_like(x, 1 / 64), torch.full_like(g, 1 / 64)
     x[1, 5, 6:8, 6:8], g[1, 9, 2:4, 2:4] = 3e38, 3e38
