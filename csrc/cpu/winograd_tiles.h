@@ -37,8 +37,12 @@ struct Pixels {
   const T* first;
   std::int64_t down, right;  // elements from one to the next
   bool inside;               // all of them; else `at` says where they are
-  const T* at[kRows * kColumns];
+  static constexpr int kCount = kRows * kColumns;
+  const T* at[kCount];
 
+  FASTGEN_INLINE const T* place(int i) const {
+    return inside ? first + i / kColumns * down + i % kColumns * right : at[i];
+  }
   template <bool kInside>
   FASTGEN_INLINE Vector<Wide<T>> get(int i, std::int64_t channel) const {
     if constexpr (kInside) {
@@ -140,6 +144,57 @@ FASTGEN_INLINE void transform_row(const Pixels& pixels, std::int64_t channels,
   }
 }
 
+// Walks over tiles of one size, kTogether at a time, and is one step ahead: it asks for pixels before
+// they are read. The CPU cannot guess them, so many steps lie between.
+template <typename T, typename Source, int kTogether>
+class Walk {
+ public:
+  using Pixels = decltype(std::declval<const Source&>()(Corner{}, 0));
+
+  FASTGEN_INLINE Walk(const winograd::Tiles& tiles, Corner first, std::int64_t count,
+                      std::int64_t channels, const Source& source)
+      : tiles_(tiles), source_(source), channels_(channels), next_(first), left_(count) {
+    look_ahead(pixels_[0]);
+  }
+
+  // Whether there is a tile; the pixels of `tile` are those of the next kTogether then.
+  FASTGEN_INLINE bool step() {
+    if (ahead_ == 0) return false;
+    now_ = ahead_;
+    place_ ^= 1;
+    look_ahead(pixels_[place_ ^ 1]);
+    return true;
+  }
+
+  FASTGEN_INLINE bool has(int tile) const { return tile < now_; }
+  FASTGEN_INLINE const Pixels& pixels(int tile, int phase) const {
+    return pixels_[place_][tile][phase];
+  }
+
+ private:
+  FASTGEN_INLINE void look_ahead(Pixels (&pixels)[kTogether][Source::kPhases]) {
+    constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+    for (ahead_ = 0; ahead_ < kTogether && left_ > 0; ++ahead_, --left_) {
+      for (int phase = 0; phase < Source::kPhases; ++phase) {
+        const Pixels& seen = pixels[ahead_][phase] = source_(next_, phase);
+        for (int i = 0; i < Pixels::kCount; ++i) {
+          const T* pixel = seen.place(i);
+          for (std::int64_t c = 0; c < channels_; c += kLine) __builtin_prefetch(pixel + c);
+        }
+      }
+      next_ = next_corner(tiles_, next_);
+    }
+  }
+
+  const winograd::Tiles& tiles_;
+  const Source& source_;
+  std::int64_t channels_;
+  Corner next_;
+  std::int64_t left_;  // tiles not yet seen
+  int ahead_ = 0, now_ = 0, place_ = 1;
+  Pixels pixels_[2][kTogether][Source::kPhases];
+};
+
 // Transforms the pixels of `count` tiles of one size from `first` on, a row each: point p of channel
 // c of the t-th, in phase f, lies at to + p * plane + t * row + f * channels + c.
 template <typename W, typename T, typename Source>
@@ -147,9 +202,9 @@ inline void transform_rows(const winograd::Tiles& tiles, Corner first, std::int6
                            std::int64_t channels, const Source& source,
                            typename Format<T>::Element* to, std::int64_t plane, std::int64_t row) {
   using S = typename Source::Transform;
-  for (std::int64_t t = 0; t < count; ++t, first = next_corner(tiles, first), to += row) {
+  for (Walk<T, Source, 1> walk(tiles, first, count, channels, source); walk.step(); to += row) {
     for (int phase = 0; phase < Source::kPhases; ++phase) {
-      const auto pixels = source(first, phase);
+      const auto& pixels = walk.pixels(0, phase);
       auto* place = to + phase * channels;
       if (pixels.inside) {
         transform_row<S, W::kSide, true, T>(pixels, channels, place, plane);
@@ -180,23 +235,17 @@ inline void transform_steps(const winograd::Tiles& tiles, Corner first, std::int
       transform_pixels<S, kSide, false, T>(pixels, c, out);
     }
   };
-  for (std::int64_t t = 0; t < count; t += kElements, to += row * kElements) {
-    const Corner corner = first;
-    first = next_corner(tiles, first);
-    const bool paired = kElements == 2 && t + 1 < count;
-    const Corner neighbour_corner = paired ? first : corner;
-    if (paired) first = next_corner(tiles, first);
+  Walk<T, Source, kElements> walk(tiles, first, count, channels, source);
+  for (; walk.step(); to += row * kElements) {
     for (int phase = 0; phase < Source::kPhases; ++phase) {
-      const auto pixels = source(corner, phase);
-      const auto neighbour = source(neighbour_corner, phase);
       for (std::int64_t c = 0; c < channels; c += kLanes<Wide<T>>) {
         const std::int64_t column = phase * phase_step + c;
         auto* place = to + (panel_step > 0 ? column / kPanel * panel_step + column % kPanel * kElements
                                            : column * kElements);
         Vector<Wide<T>> out[kElements][kSide * kSide] = {};
-        one(pixels, c, out[0]);
+        one(walk.pixels(0, phase), c, out[0]);
         if constexpr (kElements == 2) {
-          if (paired) one(neighbour, c, out[1]);
+          if (walk.has(1)) one(walk.pixels(1, phase), c, out[1]);
         }
         every_point<S, kSide>([&](int p) __attribute__((always_inline)) {
           Vector<Wide<T>> step[kElements];
