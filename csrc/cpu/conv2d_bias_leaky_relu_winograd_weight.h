@@ -35,14 +35,15 @@ inline cpu::WinogradPlan winograd_conv2d_weight_plan(const cpu::WinogradShape& s
   using namespace winograd;
   // Sums over so many tiles stay in registers.
   constexpr std::int64_t kTiles = 64, kTilesOf16Bits = 128;
-  constexpr std::int64_t kSums = 8192;  // at one point, of a piece
+  constexpr std::int64_t kSumBytes = 600 * 1024;  // of a piece
   constexpr std::int64_t kPanels = 4;
   WinogradPlan plan{};
   plan.tiles = shape.dtype == Dtype::bfloat16 ? kTilesOf16Bits : kTiles;
   plan.panels = ceil_div(shape.filters, kWinogradPanel);
   const std::int64_t together = at_most(plan.panels, kPanels) * kWinogradPanel;
-  plan.block_channels = at_most(kSums / together / phases(shape), shape.channels);
-  plan.block_channels = plan.block_channels / cpu::kWinogradChannels * cpu::kWinogradChannels;
+  const std::int64_t channels =
+      kSumBytes / (bytes(shape, together * cpu::kWinogradChannels) * points(shape) * phases(shape));
+  plan.block_channels = at_most(at_least(channels, 1) * cpu::kWinogradChannels, shape.channels);
   plan.blocks = ceil_div(shape.channels, plan.block_channels);
   cut_panels(plan, plan.panels, threads);
   plan.groups = at_least(plan.groups, ceil_div(plan.panels, kPanels));

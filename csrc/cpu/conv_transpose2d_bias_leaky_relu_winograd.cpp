@@ -126,12 +126,14 @@ void finish_row(const WinogradCall& call, const Panel& panel, const Row<T>& row)
   if (!finish_as<W, T, false>(call, panel, row)) finish_exactly<W, T>(call, panel, row);
 }
 
-// Adds the inputs of `count` neighbouring tiles, whose sums at the points lie `plane` apart, to
-// Tile::kRows rows of `columns` pixels.
+// Puts the inputs of `count` neighbouring tiles, whose sums at the points lie `plane` apart, into
+// Tile::kRows rows: the first ones, `above`, hold what the tiles above left there; so do the first
+// columns, but for the `first` tile of a row.
 template <typename W, typename Tile, typename T>
 void add_inputs(const Wide<T>* sums, std::int64_t plane, std::int64_t count, std::int64_t lanes,
-                Wide<T>* rows, std::int64_t columns) {
+                Wide<T>* above, Wide<T>* rows, std::int64_t row, bool first) {
   constexpr int kWidth = kLanes<Wide<T>>, kRows = Tile::kRows, kColumns = Tile::kColumns;
+  constexpr int kOverlap = W::kTaps - 1;
   for (std::int64_t t = 0; t < count; ++t) {
     for (std::int64_t l = 0; l < lanes; l += kWidth) {
       Vector<Wide<T>> in[W::kPoints], out[kRows * kColumns];
@@ -139,13 +141,15 @@ void add_inputs(const Wide<T>* sums, std::int64_t plane, std::int64_t count, std
         in[p] = load(sums + p * plane + t * kWinogradPanel + l);
       });
       transform<typename Tile::Back, W::kSide, kColumns>(in, out);
-      Wide<T>* to = rows + Tile::kWidth * t * kWinogradPanel + l;
+      const std::int64_t column = Tile::kWidth * t * kWinogradPanel + l;
       FASTGEN_UNROLLED
       for (int i = 0; i < kRows; ++i) {
+        Wide<T>* to = i < kOverlap ? above + i * row : rows + (i - kOverlap) * row;
         FASTGEN_UNROLLED
         for (int j = 0; j < kColumns; ++j) {
-          Wide<T>* place = to + (i * columns + j) * kWinogradPanel;
-          store(place, load(place) + out[i * kColumns + j]);
+          Wide<T>* place = to + column + j * kWinogradPanel;
+          const bool joins = i < kOverlap || (j < kOverlap && !(first && t == 0));
+          store(place, joins ? load(place) + out[i * kColumns + j] : out[i * kColumns + j]);
         }
       }
     }
@@ -179,20 +183,22 @@ Block<T> block_of(const WinogradShape& shape, std::int64_t image, std::int64_t i
   return block;
 }
 
-// Adds the inputs of one row of tiles of the n-th image.
+// Puts the inputs of one row of tiles of the n-th image, from row `top` of the map on, into `rows`
+// and adds those that overlap to `above`.
 template <typename W, typename T>
-void add_row(const Block<T>& block, const Panel& panel, std::int64_t n, std::int64_t row,
-             Wide<T>* rows, std::int64_t columns) {
+void add_row(const Block<T>& block, const Panel& panel, std::int64_t n, std::int64_t top,
+             Wide<T>* above, Wide<T>* rows, std::int64_t row) {
   for (int kind = 0; kind < kWinogradKinds; ++kind) {
     const winograd::Tiles& tiles = block.tiles[kind];
-    const std::int64_t down = row - tiles.row;
+    const std::int64_t down = top - tiles.row;
     if (down < 0 || down >= tiles.rows * tiles.height) continue;
     const std::int64_t index =
         block.begin[kind] + (n * tiles.rows + down / tiles.height) * tiles.columns;
     by_tile<W>(tiles.height, tiles.width, [&](auto tile) {
+      const std::int64_t column = tiles.column * kWinogradPanel;
       add_inputs<W, decltype(tile), T>(block.sums + index * kWinogradPanel, block.plane,
-                                       tiles.columns, panel.lanes,
-                                       rows + tiles.column * kWinogradPanel, columns);
+                                       tiles.columns, panel.lanes, above + column, rows + column,
+                                       row, column == 0);
     });
   }
 }
@@ -212,16 +218,14 @@ void finish(const WinogradCall& call, const Panel& panel, const Block<T>& block,
   if (block.first == 0 || block.first < start) clear(carried, kOverlap * row);
   for (std::int64_t i = block.first; i < block.stop; ++i) {
     const std::int64_t top = cut.at(i), height = cut.at(i + 1) - top;
-    FASTGEN_INDEPENDENT
-    for (std::int64_t x = 0; x < kOverlap * row; ++x) rows[x] = carried[x];
-    clear(rows + kOverlap * row, height * row);
-    add_row<W, T>(block, panel, n, top, rows, columns);
+    add_row<W, T>(block, panel, n, top, carried, rows, row);
     for (std::int64_t u = 0; u < height && i >= start; ++u) {
-      finish_row<W, T>(call, panel,
-                       {image, (top + u) * W::kStride + above, rows + u * row, columns});
+      const Wide<T>* done = u < kOverlap ? carried + u * row : rows + (u - kOverlap) * row;
+      finish_row<W, T>(call, panel, {image, (top + u) * W::kStride + above, done, columns});
     }
+    const Wide<T>* left = rows + (height - kOverlap) * row;
     FASTGEN_INDEPENDENT
-    for (std::int64_t x = 0; x < kOverlap * row; ++x) carried[x] = rows[height * row + x];
+    for (std::int64_t x = 0; x < kOverlap * row; ++x) carried[x] = left[x];
   }
   if (block.stop < cut.tiles()) return;
   for (std::int64_t u = 0;; ++u) {
@@ -316,8 +320,8 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
   memory.sums = free.take<Wide<T>>(W::kPoints * memory.sums_plane);
   memory.tiles = free.take<Element<T>>(W::kPoints * memory.plane);
   memory.rows = free.take<Wide<T>>(
-      (most_panels * overlap + winograd::most_rows(shape) + overlap) * input_row);
-  memory.carried = memory.rows + (winograd::most_rows(shape) + overlap) * input_row;
+      (most_panels * overlap + winograd::most_rows(shape)) * input_row);
+  memory.carried = memory.rows + winograd::most_rows(shape) * input_row;
   memory.panel = free.take<Element<T>>(0);
   clear(memory.zeros, depth);
 

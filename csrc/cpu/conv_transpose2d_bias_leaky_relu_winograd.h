@@ -65,8 +65,7 @@ inline cpu::WinogradPlan winograd_conv_transpose2d_plan(const cpu::WinogradShape
       bytes(shape, shape.filters) +
       bytes(shape, points(shape) * padded_plane(plan.tiles * padded_row(shape.filters))) +
       bytes(shape, points(shape) * padded_plane(plan.tiles * kWinogradPanel)) +
-      bytes(shape, (carried + most_rows(shape) + overlap(shape)) * input_columns(shape) *
-                       kWinogradPanel) +
+      bytes(shape, (carried + most_rows(shape)) * input_columns(shape) * kWinogradPanel) +
       (packed ? 0 : panel);
   return plan;
 }

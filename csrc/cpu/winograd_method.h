@@ -209,10 +209,12 @@ inline void store_step(float* to, const Vector<float> (&rows)[1]) { store(to, ro
 inline void store_step(double* to, const Vector<double> (&rows)[1]) { store(to, rows[0]); }
 #if defined(__AVX512BF16__)
 inline void store_step(BFloat16* to, const Vector<float> (&rows)[2]) {
-  const __m512i first = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(rows[0])));
-  const __m512i second =
-      _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(rows[1])));
-  _mm512_storeu_si512(to, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+  // The numbers of both, one behind the other, in turns.
+  alignas(64) static constexpr std::uint16_t kInTurns[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(rows[1], rows[0]));
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(kInTurns), both));
 }
 #endif
 
