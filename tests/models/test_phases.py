@@ -168,14 +168,15 @@ class CountWeightGradients(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize(
     ("model", "phase", "expected"),
     [
-        # Three stages on each side. A judge sees two batches; a penalty adds one more.
+        # Three stages on each side. A discriminator sees two batches, a critic both as one; a
+        # penalty adds one more.
         (partial(GAN.for_images, loss="non_saturating"), "discriminator", 6),
         (partial(GAN.for_images, loss="non_saturating", r1=1.0), "discriminator", 9),
         (partial(GAN.for_images, loss="relativistic", r1=1.0, r2=1.0), "discriminator", 12),
         (partial(GAN.for_images, loss="non_saturating"), "generator", 3),
         (partial(GAN.for_images, loss="relativistic"), "generator", 3),
-        (partial(WGAN.for_images, regularizer=None), "critic", 6),
-        (partial(WGAN.for_images, regularizer=GradientPenalty(10.0)), "critic", 9),
+        (partial(WGAN.for_images, regularizer=None), "critic", 3),
+        (partial(WGAN.for_images, regularizer=GradientPenalty(10.0)), "critic", 6),
         (partial(WGAN.for_images, regularizer=GradientPenalty(10.0)), "generator", 3),
     ],
 )
