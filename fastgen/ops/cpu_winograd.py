@@ -33,7 +33,7 @@ from .layouts import is_channels_last_like
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
 KERNELS = {(3, 3): (1, 1), (4, 4): (2, 2)}  # and their strides
 CHANNELS = 16  # both numbers are multiples of it; csrc/cpu/winograd.h has the same number
-# Pixels of all maps from which tiles of three are used; csrc/cpu/winograd_plan.h has the same numbers.
+# Pixels of all maps from which tiles of three are used, as in csrc/cpu/winograd_plan.h.
 MIXED_PIXELS, MIXED_PIXELS_OF_WEIGHT_GRADIENT = 256, 1024
 
 
@@ -207,8 +207,8 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 #     3x3     bfloat16   1.22 to 4.37 (1.74)  1.11 to 4.20 (1.68)  1.53 to 5.63 (2.40)
 #
 # A tile that is not full costs as much: maps of 3x3 and 1x1 in tiles of two took up to three times
-# PyTorch's time. Below 8 tiles the transform of a wide weight is the larger part; with 16 channels in
-# bfloat16 that of large maps.
+# PyTorch's time. Below 8 tiles the transform of a wide weight is the larger part; with 16 channels
+# in bfloat16 that of large maps.
 
 LEAST_CHANNELS = 32
 LEAST_TILES = 8  # of two by two

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
 
 from fastgen.models.scores import (
     at_least_float32,
@@ -79,5 +82,28 @@ def test_images_that_do_not_matter_have_gradient_zero() -> None:
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 2, 2)])
 def test_the_derivative_of_a_norm_at_zero_is_zero_not_nan(shape: tuple[int, ...]) -> None:
     gradient = torch.zeros(shape, requires_grad=True)
-    (derivative,) = torch.autograd.grad((norms(gradient) - 1).square().mean(), gradient)
+    (derivative,) = torch.autograd.grad(
+        (norms(gradient) - 1).square().mean(), gradient, create_graph=True
+    )
     assert torch.equal(derivative, torch.zeros(shape))
+    (second,) = torch.autograd.grad(derivative.sum(), gradient)
+    assert torch.equal(second, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 2, 2)])
+def test_norms_have_derivatives_of_any_order(shape: tuple[int, ...]) -> None:
+    gradient = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(norms, gradient)
+    assert gradgradcheck(norms, gradient)
+
+    def third(lengths: Callable[[Tensor], Tensor]) -> Tensor:
+        result = lengths(gradient).sin().sum()
+        for _ in range(3):
+            (slope,) = torch.autograd.grad(result, gradient, create_graph=True)
+            result = slope.sin().sum()
+        return result
+
+    def plain(gradient: Tensor) -> Tensor:
+        return gradient.reshape(3, -1).square().sum(1).sqrt()
+
+    torch.testing.assert_close(third(norms), third(plain))

@@ -96,7 +96,12 @@ def test_long_sums_are_as_accurate_as_pytorchs(kernel, batch, dtype):
     """Of pictures with a mean, as they come out of a leaky ReLU: nothing cancels there that does
     not cancel in PyTorch."""
     stride = kernel - 2
-    x = torch.randn(batch, 256, 8 * stride, 8 * stride).add(1).to(dtype).contiguous(memory_format=LAST)
+    x = (
+        torch.randn(batch, 256, 8 * stride, 8 * stride)
+        .add(1)
+        .to(dtype)
+        .contiguous(memory_format=LAST)
+    )
     w = (torch.randn(64, 256, kernel, kernel) / 50).to(dtype).contiguous(memory_format=LAST)
     geometry = geometry_of(stride, 1)
     exact = F.conv2d(x.double(), w.double(), None, stride, 1)
