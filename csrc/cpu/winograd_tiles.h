@@ -30,26 +30,17 @@ inline Corner next_corner(const winograd::Tiles& tiles, Corner corner) {
   return corner;
 }
 
-// The kRows x kColumns pixels that a transform reads, from (row, column) on in steps of `stride`, in
-// a dense channels_last image; those outside of it are `zeros`.
+// Where the kRows x kColumns pixels lie that a transform reads, from (row, column) on in steps of
+// `stride`, in a dense channels_last image; those outside of it are `zeros`.
 template <int kRows, int kColumns, typename T>
 struct Pixels {
-  const T* first;
-  std::int64_t down, right;  // elements from one to the next
-  bool inside;               // all of them; else `at` says where they are
   static constexpr int kCount = kRows * kColumns;
   const T* at[kCount];
 
-  FASTGEN_INLINE const T* place(int i) const {
-    return inside ? first + i / kColumns * down + i % kColumns * right : at[i];
-  }
-  template <bool kInside>
-  FASTGEN_INLINE Vector<Wide<T>> get(int i, std::int64_t channel) const {
-    if constexpr (kInside) {
-      return load(first + i / kColumns * down + i % kColumns * right + channel);
-    } else {
-      return load(at[i] + channel);
-    }
+  // Asks for them before they are read: the CPU cannot guess them.
+  FASTGEN_INLINE void ask_for(std::int64_t channel) const {
+    FASTGEN_UNROLLED
+    for (int i = 0; i < kCount; ++i) __builtin_prefetch(at[i] + channel);
   }
 };
 
@@ -59,17 +50,15 @@ FASTGEN_INLINE Pixels<kRows, kColumns, T> pixels_of(const T* image, std::int64_t
                                                     std::int64_t row, std::int64_t column,
                                                     std::int64_t stride, const T* zeros) {
   Pixels<kRows, kColumns, T> pixels;
-  pixels.first = image + (row * width + column) * channels;
-  pixels.down = stride * width * channels, pixels.right = stride * channels;
-  pixels.inside = row >= 0 && column >= 0 && row + (kRows - 1) * stride < height &&
-                  column + (kColumns - 1) * stride < width;
-  if (pixels.inside) return pixels;
+  const T* first = image + (row * width + column) * channels;
+  const std::int64_t down = stride * width * channels, right = stride * channels;
+  const bool all_inside = row >= 0 && column >= 0 && row + (kRows - 1) * stride < height &&
+                          column + (kColumns - 1) * stride < width;
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kColumns; ++j) {
       const std::int64_t h = row + i * stride, w = column + j * stride;
-      const bool inside = h >= 0 && h < height && w >= 0 && w < width;
-      pixels.at[i * kColumns + j] =
-          inside ? pixels.first + i * pixels.down + j * pixels.right : zeros;
+      const bool inside = all_inside || (h >= 0 && h < height && w >= 0 && w < width);
+      pixels.at[i * kColumns + j] = inside ? first + i * down + j * right : zeros;
     }
   }
   return pixels;
@@ -123,46 +112,33 @@ FASTGEN_INLINE void every_point(const Do& run) {
   }
 }
 
-template <typename S, int kSide, bool kInside, typename T, typename Pixels>
+template <typename S, int kSide, typename T, typename Pixels>
 FASTGEN_INLINE void transform_pixels(const Pixels& pixels, std::int64_t channel,
                                      Vector<Wide<T>>* out) {
-  constexpr int kColumns = S::Columns::kColumns, kCount = S::Rows::kColumns * kColumns;
-  Vector<Wide<T>> in[kCount];
+  Vector<Wide<T>> in[Pixels::kCount];
   FASTGEN_UNROLLED
-  for (int i = 0; i < kCount; ++i) in[i] = pixels.template get<kInside>(i, channel);
-  transform<S, kColumns, kSide>(in, out);
+  for (int i = 0; i < Pixels::kCount; ++i) in[i] = load(pixels.at[i] + channel);
+  transform<S, S::Columns::kColumns, kSide>(in, out);
 }
 
-template <typename S, int kSide, bool kInside, typename T, typename Pixels>
-FASTGEN_INLINE void transform_row(const Pixels& pixels, std::int64_t channels,
-                                  typename Format<T>::Element* to, std::int64_t plane) {
-  for (std::int64_t c = 0; c < channels; c += kLanes<Wide<T>>) {
-    Vector<Wide<T>> out[kSide * kSide];
-    transform_pixels<S, kSide, kInside, T>(pixels, c, out);
-    every_point<S, kSide>([&](int p)
-                              __attribute__((always_inline)) { store(to + p * plane + c, out[p]); });
-  }
-}
-
-// Walks over tiles of one size, kTogether at a time, and is one step ahead: it asks for pixels before
-// they are read. The CPU cannot guess them, so many steps lie between.
-template <typename T, typename Source, int kTogether>
+// Walks over tiles of one size, kTogether at a time, and is one step ahead.
+template <typename Source, int kTogether>
 class Walk {
  public:
   using Pixels = decltype(std::declval<const Source&>()(Corner{}, 0));
 
   FASTGEN_INLINE Walk(const winograd::Tiles& tiles, Corner first, std::int64_t count,
-                      std::int64_t channels, const Source& source)
-      : tiles_(tiles), source_(source), channels_(channels), next_(first), left_(count) {
-    look_ahead(pixels_[0]);
+                      const Source& source)
+      : tiles_(tiles), source_(source), next_(first), left_(count) {
+    look_ahead();
   }
 
-  // Whether there is a tile; the pixels of `tile` are those of the next kTogether then.
+  // Whether there is a tile; it is number 0 then, and others that it `has` are its neighbours.
   FASTGEN_INLINE bool step() {
     if (ahead_ == 0) return false;
     now_ = ahead_;
     place_ ^= 1;
-    look_ahead(pixels_[place_ ^ 1]);
+    look_ahead();
     return true;
   }
 
@@ -170,17 +146,16 @@ class Walk {
   FASTGEN_INLINE const Pixels& pixels(int tile, int phase) const {
     return pixels_[place_][tile][phase];
   }
+  // Of the next step; behind the last, pixels that were there before.
+  FASTGEN_INLINE const Pixels& next(int tile, int phase) const {
+    return pixels_[tile < ahead_ ? place_ ^ 1 : place_][tile < ahead_ ? tile : 0][phase];
+  }
 
  private:
-  FASTGEN_INLINE void look_ahead(Pixels (&pixels)[kTogether][Source::kPhases]) {
-    constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  FASTGEN_INLINE void look_ahead() {
     for (ahead_ = 0; ahead_ < kTogether && left_ > 0; ++ahead_, --left_) {
       for (int phase = 0; phase < Source::kPhases; ++phase) {
-        const Pixels& seen = pixels[ahead_][phase] = source_(next_, phase);
-        for (int i = 0; i < Pixels::kCount; ++i) {
-          const T* pixel = seen.place(i);
-          for (std::int64_t c = 0; c < channels_; c += kLine) __builtin_prefetch(pixel + c);
-        }
+        pixels_[place_ ^ 1][ahead_][phase] = source_(next_, phase);
       }
       next_ = next_corner(tiles_, next_);
     }
@@ -188,7 +163,6 @@ class Walk {
 
   const winograd::Tiles& tiles_;
   const Source& source_;
-  std::int64_t channels_;
   Corner next_;
   std::int64_t left_;  // tiles not yet seen
   int ahead_ = 0, now_ = 0, place_ = 1;
@@ -202,14 +176,17 @@ inline void transform_rows(const winograd::Tiles& tiles, Corner first, std::int6
                            std::int64_t channels, const Source& source,
                            typename Format<T>::Element* to, std::int64_t plane, std::int64_t row) {
   using S = typename Source::Transform;
-  for (Walk<T, Source, 1> walk(tiles, first, count, channels, source); walk.step(); to += row) {
+  for (Walk<Source, 1> walk(tiles, first, count, source); walk.step(); to += row) {
     for (int phase = 0; phase < Source::kPhases; ++phase) {
       const auto& pixels = walk.pixels(0, phase);
-      auto* place = to + phase * channels;
-      if (pixels.inside) {
-        transform_row<S, W::kSide, true, T>(pixels, channels, place, plane);
-      } else {
-        transform_row<S, W::kSide, false, T>(pixels, channels, place, plane);
+      const auto& next = walk.next(0, phase);
+      for (std::int64_t c = 0; c < channels; c += kLanes<Wide<T>>) {
+        auto* place = to + phase * channels + c;
+        Vector<Wide<T>> out[W::kPoints];
+        next.ask_for(c);
+        transform_pixels<S, W::kSide, T>(pixels, c, out);
+        every_point<S, W::kSide>(
+            [&](int p) __attribute__((always_inline)) { store(place + p * plane, out[p]); });
       }
     }
   }
@@ -227,25 +204,18 @@ inline void transform_steps(const winograd::Tiles& tiles, Corner first, std::int
   using S = typename Source::Transform;
   constexpr int kSide = W::kSide, kElements = Format<T>::kElements;
   constexpr std::int64_t kPanel = cpu::kWinogradPanel;
-  const auto one = [&](const auto& pixels, std::int64_t c, Vector<Wide<T>>* out)
-                       __attribute__((always_inline)) {
-    if (pixels.inside) {
-      transform_pixels<S, kSide, true, T>(pixels, c, out);
-    } else {
-      transform_pixels<S, kSide, false, T>(pixels, c, out);
-    }
-  };
-  Walk<T, Source, kElements> walk(tiles, first, count, channels, source);
+  Walk<Source, kElements> walk(tiles, first, count, source);
   for (; walk.step(); to += row * kElements) {
     for (int phase = 0; phase < Source::kPhases; ++phase) {
       for (std::int64_t c = 0; c < channels; c += kLanes<Wide<T>>) {
         const std::int64_t column = phase * phase_step + c;
         auto* place = to + (panel_step > 0 ? column / kPanel * panel_step + column % kPanel * kElements
                                            : column * kElements);
-        Vector<Wide<T>> out[kElements][kSide * kSide] = {};
-        one(walk.pixels(0, phase), c, out[0]);
-        if constexpr (kElements == 2) {
-          if (walk.has(1)) one(walk.pixels(1, phase), c, out[1]);
+        Vector<Wide<T>> out[kElements][W::kPoints] = {};
+        FASTGEN_UNROLLED
+        for (int e = 0; e < kElements; ++e) {
+          walk.next(e, phase).ask_for(c);
+          if (walk.has(e)) transform_pixels<S, kSide, T>(walk.pixels(e, phase), c, out[e]);
         }
         every_point<S, kSide>([&](int p) __attribute__((always_inline)) {
           Vector<Wide<T>> step[kElements];
