@@ -104,9 +104,14 @@ inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
       }
       const std::int64_t at = h * down + w * right + l;
       const Vector<Wide<T>> sum = out[i] + shift;
-      store(result + at, kMasked
-                             ? leaky_relu_mask_lanes<Wide<T>>(sum, load(output + at), slope)
-                             : leaky_relu_lanes<Wide<T>>(sum, slope));
+      const Vector<Wide<T>> value =
+          kMasked ? leaky_relu_mask_lanes<Wide<T>>(sum, load(output + at), slope)
+                  : leaky_relu_lanes<Wide<T>>(sum, slope);
+      if (call.stream) {
+        stream(result + at, value);
+      } else {
+        store(result + at, value);
+      }
     }
   }
   return finite.all_were();
@@ -207,6 +212,7 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
                                       piece % plan.groups);
     });
   }
+  if (call.stream) finish_streams();
 }
 
 }  // namespace

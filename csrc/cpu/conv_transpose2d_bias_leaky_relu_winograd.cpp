@@ -107,8 +107,13 @@ inline bool finish_as(const WinogradCall& call, const Panel& panel, const Row<T>
         finite.see(sum);
       }
       T* to = result + v * W::kStride * shape.channels + l;
-      store(to, leaky_relu_lanes<Wide<T>>(sum + shift, slope));
-      __builtin_prefetch(to + W::kStride * shape.width * shape.channels, 1);
+      const Vector<Wide<T>> value = leaky_relu_lanes<Wide<T>>(sum + shift, slope);
+      if (call.stream) {
+        stream(to, value);
+      } else {
+        store(to, value);
+        __builtin_prefetch(to + W::kStride * shape.width * shape.channels, 1);
+      }
     }
   }
   return finite.all_were();
@@ -340,6 +345,7 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
       run_block<W, T>(call, memory, block, group, start);
     }
   }
+  if (call.stream) finish_streams();
 }
 
 }  // namespace

@@ -54,6 +54,7 @@ struct WinogradCall {
   void* result;
   std::int64_t result_strides[4];  // of a weight gradient
   double slope;
+  bool stream;  // whether the result goes past the caches
   void* packed;  // workspace of plan.packed_bytes
 };
 

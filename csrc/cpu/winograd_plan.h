@@ -98,6 +98,13 @@ inline std::int64_t padded_plane(std::int64_t count) {
   return ceil_div(count, kPage) * kPage + kApart;
 }
 
+// Whether a result of so many numbers goes past the caches: what does not stay in them until it is
+// read would first be fetched to be written over. Only lines that are written whole can.
+inline bool streams(const WinogradShape& shape, std::int64_t numbers) {
+  constexpr std::int64_t kBytes = 4 * 1024 * 1024;
+  return shape.dtype != Dtype::bfloat16 && bytes(shape, numbers) >= kBytes;
+}
+
 // --- work ---
 
 constexpr std::int64_t kBlockBytes = 256 * 1024;  // of transformed tiles: they stay in the L2 cache

@@ -40,6 +40,7 @@ Tensor winograd_conv2d(Tensor input, Tensor weight, std::optional<Tensor> bias,
   call.output = data_or_null(output);
   call.result = result.mutable_data_ptr();
   call.slope = negative_slope;
+  call.stream = winograd::streams(call.shape, result.numel());
   run_winograd(cpu::winograd_conv2d_pack_kernel(), cpu::winograd_conv2d_kernel(), call);
   return result;
 }

@@ -38,6 +38,7 @@ Tensor winograd_conv_transpose2d(Tensor input, Tensor weight, std::optional<Tens
   call.bias = data_or_null(bias);
   call.result = result.mutable_data_ptr();
   call.slope = negative_slope;
+  call.stream = winograd::streams(call.shape, result.numel());
   run_winograd(cpu::winograd_conv_transpose2d_pack_kernel(),
                cpu::winograd_conv_transpose2d_kernel(), call);
   return result;
