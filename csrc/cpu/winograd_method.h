@@ -13,7 +13,7 @@
 //
 // 1, -1, infinity and, where a fourth is needed, 0 are the points: among all small ones these have the
 // least rounding errors, and a fifth would multiply them. Relative to PyTorch's own, root mean squares
-// over normal numbers, 128 channels: 1.1 (r = 2) and 1.0 (r = 3) in float32, 2.4 and 2.5 in bfloat16.
+// over normal numbers, 128 channels: 0.7 to 1.4 in float32, 1.8 to 2.7 in bfloat16.
 #pragma once
 
 #include "cpu/product.h"
