@@ -203,6 +203,29 @@ inline void by_method(const cpu::WinogradShape& shape, const Run& run) {
   return shape.mixed ? by_type(Winograd4x4Mixed{}) : by_type(Winograd4x4{});
 }
 
+// Which numbers a vector takes: neighbours, or every second of twice as many, from the first or the
+// second on. The latter is one operation for a vector of BFloat16, where widening neighbours is two.
+struct Neighbours {
+  template <typename T>
+  static FASTGEN_INLINE Vector<Wide<T>> load_from(const T* from) {
+    return load(from);
+  }
+};
+template <int kFirst>
+struct EverySecond;
+#if defined(__AVX512BF16__)
+template <int kFirst>
+struct EverySecond {
+  template <typename T>
+  static FASTGEN_INLINE Vector<float> load_from(const T* from) {
+    const __m512i both = _mm512_loadu_si512(from);
+    return reinterpret_cast<Vector<float>>(
+        kFirst == 0 ? _mm512_slli_epi32(both, 16)
+                    : _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+};
+#endif
+
 // Numbers of the kElements rows of a right side, or columns of a left one, that one step of a
 // product takes: each vector is those of one row.
 inline void store_step(float* to, const Vector<float> (&rows)[1]) { store(to, rows[0]); }

@@ -112,12 +112,14 @@ FASTGEN_INLINE void every_point(const Do& run) {
   }
 }
 
-template <typename S, int kSide, typename T, typename Pixels>
+template <typename S, int kSide, typename T, typename Which, typename Pixels>
 FASTGEN_INLINE void transform_pixels(const Pixels& pixels, std::int64_t channel,
                                      Vector<Wide<T>>* out) {
   Vector<Wide<T>> in[Pixels::kCount];
   FASTGEN_UNROLLED
-  for (int i = 0; i < Pixels::kCount; ++i) in[i] = load(pixels.at[i] + channel);
+  for (int i = 0; i < Pixels::kCount; ++i) {
+    in[i] = Which::template load_from<T>(pixels.at[i] + channel);
+  }
   transform<S, S::Columns::kColumns, kSide>(in, out);
 }
 
@@ -176,15 +178,30 @@ inline void transform_rows(const winograd::Tiles& tiles, Corner first, std::int6
                            std::int64_t channels, const Source& source,
                            typename Format<T>::Element* to, std::int64_t plane, std::int64_t row) {
   using S = typename Source::Transform;
+  constexpr std::int64_t kWidth = kLanes<Wide<T>>;
   for (Walk<Source, 1> walk(tiles, first, count, source); walk.step(); to += row) {
     for (int phase = 0; phase < Source::kPhases; ++phase) {
       const auto& pixels = walk.pixels(0, phase);
       const auto& next = walk.next(0, phase);
-      for (std::int64_t c = 0; c < channels; c += kLanes<Wide<T>>) {
+      std::int64_t c = 0;
+      if constexpr (Format<T>::kElements == 2) {
+        for (; c + 2 * kWidth <= channels; c += 2 * kWidth) {
+          auto* place = to + phase * channels + c;
+          Vector<Wide<T>> out[2][W::kPoints];
+          next.ask_for(c);
+          transform_pixels<S, W::kSide, T, EverySecond<0>>(pixels, c, out[0]);
+          transform_pixels<S, W::kSide, T, EverySecond<1>>(pixels, c, out[1]);
+          every_point<S, W::kSide>([&](int p) __attribute__((always_inline)) {
+            const Vector<Wide<T>> both[2] = {out[0][p], out[1][p]};
+            store_step(place + p * plane, both);
+          });
+        }
+      }
+      for (; c < channels; c += kWidth) {
         auto* place = to + phase * channels + c;
         Vector<Wide<T>> out[W::kPoints];
         next.ask_for(c);
-        transform_pixels<S, W::kSide, T>(pixels, c, out);
+        transform_pixels<S, W::kSide, T, Neighbours>(pixels, c, out);
         every_point<S, W::kSide>(
             [&](int p) __attribute__((always_inline)) { store(place + p * plane, out[p]); });
       }
@@ -215,7 +232,7 @@ inline void transform_steps(const winograd::Tiles& tiles, Corner first, std::int
         FASTGEN_UNROLLED
         for (int e = 0; e < kElements; ++e) {
           walk.next(e, phase).ask_for(c);
-          if (walk.has(e)) transform_pixels<S, kSide, T>(walk.pixels(e, phase), c, out[e]);
+          if (walk.has(e)) transform_pixels<S, kSide, T, Neighbours>(walk.pixels(e, phase), c, out[e]);
         }
         every_point<S, kSide>([&](int p) __attribute__((always_inline)) {
           Vector<Wide<T>> step[kElements];
