@@ -92,10 +92,10 @@ inline bool finish_as(const WinogradCall& call, const Panel& panel, const Row<T>
               ((row.image * shape.height + row.row) * shape.width + first) * shape.channels +
               panel.first;
   Finite<Wide<T>> finite;
-  for (std::int64_t l = 0; l < panel.lanes; l += kWidth) {
-    const Vector<Wide<T>> shift =
-        bias == nullptr ? Vector<Wide<T>>{} : load(bias + panel.first + l);
-    for (std::int64_t v = left_out; v < columns; ++v) {
+  for (std::int64_t v = left_out; v < columns; ++v) {
+    for (std::int64_t l = 0; l < panel.lanes; l += kWidth) {
+      const Vector<Wide<T>> shift =
+          bias == nullptr ? Vector<Wide<T>>{} : load(bias + panel.first + l);
       Vector<Wide<T>> sum{};
       if (row.sums != nullptr && v < row.columns) sum = load(row.sums + v * kWinogradPanel + l);
       if constexpr (kExact) {
