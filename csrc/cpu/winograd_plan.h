@@ -8,8 +8,9 @@ FASTGEN_BEGIN
 
 namespace winograd {
 
-// Measured.
-constexpr std::int64_t kMixedPixels = 256, kMixedWeightPixels = 1024;
+// Measured. Of a convolution there must be as many too as its weight has numbers of a tap over
+// kMixedShare.
+constexpr std::int64_t kMixedPixels = 256, kMixedWeightPixels = 1024, kMixedShare = 128;
 
 using cpu::kWinogradKinds;
 using cpu::kWinogradPanel;

@@ -33,8 +33,9 @@ from .layouts import is_channels_last_like
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
 KERNELS = {(3, 3): (1, 1), (4, 4): (2, 2)}  # and their strides
 CHANNELS = 16  # both numbers are multiples of it; csrc/cpu/winograd.h has the same number
-# Pixels of all maps from which tiles of three are used, as in csrc/cpu/winograd_plan.h.
-MIXED_PIXELS, MIXED_PIXELS_OF_WEIGHT_GRADIENT = 256, 1024
+# Pixels of all maps from which tiles of three are used, as in csrc/cpu/winograd_plan.h; a convolution
+# wants as many too as its weight has pairs of channels over MIXED_SHARE.
+MIXED_PIXELS, MIXED_PIXELS_OF_WEIGHT_GRADIENT, MIXED_SHARE = 256, 1024, 128
 
 
 # --- the passes ---
@@ -201,10 +202,10 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 # 2x2 to 32x32 and batches of 1 to 64, as far as the rule below takes them; in brackets the mean:
 #
 #     kernel  dtype      forward              input gradient       weight gradient
-#     4x4     float32    1.07 to 3.38 (1.68)  1.20 to 3.53 (1.58)  1.30 to 3.79 (1.83)
-#     4x4     bfloat16   1.26 to 3.42 (1.89)  1.07 to 4.04 (1.60)  1.30 to 4.50 (2.03)
-#     3x3     float32    1.42 to 4.43 (1.86)  1.30 to 3.97 (1.71)  1.22 to 5.03 (2.07)
-#     3x3     bfloat16   1.22 to 4.37 (1.74)  1.11 to 4.20 (1.68)  1.53 to 5.63 (2.40)
+#     4x4     float32    1.28 to 2.29 (1.70)  1.30 to 3.29 (1.86)  1.44 to 3.01 (1.86)
+#     4x4     bfloat16   1.35 to 3.19 (1.98)  1.14 to 4.21 (1.88)  1.47 to 4.28 (2.10)
+#     3x3     float32    1.41 to 3.05 (1.77)  1.33 to 3.17 (1.80)  1.32 to 3.82 (2.06)
+#     3x3     bfloat16   1.15 to 3.45 (1.74)  1.25 to 3.69 (1.82)  1.66 to 4.84 (2.43)
 #
 # A tile that is not full costs as much: maps of 3x3 and 1x1 in tiles of two took up to three times
 # PyTorch's time. Below 8 tiles the transform of a wide weight is the larger part; with 16 channels
@@ -212,7 +213,7 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 
 LEAST_CHANNELS = 32
 LEAST_TILES = 8  # of two by two
-FULL = 0.76  # of the tiles, at least
+FULL = 0.77  # of the tiles, at least
 
 
 def points(size: int, kernel: int, *, mixed: bool) -> int:
@@ -229,13 +230,17 @@ def points(size: int, kernel: int, *, mixed: bool) -> int:
 def forward_wins(*arguments: Any) -> bool:
     """Whether `forward` or `masked_forward` should."""
     input, weight, geometry = arguments[0], arguments[1], arguments[-1]
-    return _wins(input, weight, geometry, MIXED_PIXELS, operand_is_map=geometry.transposed)
+    if geometry.transposed:
+        return _wins(input, weight, geometry, MIXED_PIXELS, operand_is_map=True)
+    return _wins(input, weight, geometry, _mixed_pixels(weight), operand_is_map=False)
 
 
 def input_gradient_wins(
     grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> bool:
-    return _wins(grad, weight, geometry, MIXED_PIXELS, operand_is_map=not geometry.transposed)
+    if geometry.transposed:
+        return _wins(grad, weight, geometry, _mixed_pixels(weight), operand_is_map=False)
+    return _wins(grad, weight, geometry, MIXED_PIXELS, operand_is_map=True)
 
 
 def weight_gradient_wins(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
@@ -243,6 +248,10 @@ def weight_gradient_wins(input: Tensor, grad: Tensor, weight: Tensor, geometry: 
         input, weight, geometry, MIXED_PIXELS_OF_WEIGHT_GRADIENT,
         operand_is_map=geometry.transposed,
     )  # fmt: skip
+
+
+def _mixed_pixels(weight: Tensor) -> int:
+    return max(MIXED_PIXELS, weight.shape[0] * weight.shape[1] // MIXED_SHARE)
 
 
 def _wins(
