@@ -33,8 +33,8 @@ from .layouts import is_channels_last_like
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
 KERNELS = {(3, 3): (1, 1), (4, 4): (2, 2)}  # and their strides
 CHANNELS = 16  # both numbers are multiples of it; csrc/cpu/winograd.h has the same number
-# Pixels of all maps from which tiles of three are used, as in csrc/cpu/winograd_plan.h; a convolution
-# wants as many too as its weight has pairs of channels over MIXED_SHARE.
+# Pixels of all maps from which tiles of three are used, as in csrc/cpu/winograd_plan.h; for a
+# convolution there must be as many too as its weight has pairs of channels over MIXED_SHARE.
 MIXED_PIXELS, MIXED_PIXELS_OF_WEIGHT_GRADIENT, MIXED_SHARE = 256, 1024, 128
 
 
