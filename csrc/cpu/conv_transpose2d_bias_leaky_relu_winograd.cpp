@@ -92,29 +92,34 @@ inline bool finish_as(const WinogradCall& call, const Panel& panel, const Row<T>
               ((row.image * shape.height + row.row) * shape.width + first) * shape.channels +
               panel.first;
   Finite<Wide<T>> finite;
-  for (std::int64_t v = left_out; v < columns; ++v) {
-    for (std::int64_t l = 0; l < panel.lanes; l += kWidth) {
-      const Vector<Wide<T>> shift =
-          bias == nullptr ? Vector<Wide<T>>{} : load(bias + panel.first + l);
-      Vector<Wide<T>> sum{};
-      if (row.sums != nullptr && v < row.columns) sum = load(row.sums + v * kWinogradPanel + l);
-      if constexpr (kExact) {
-        sum = with_exact<Wide<T>>(sum, [&](int lane) {
-          return defined<W, T>(call, row.image, row.row, first + v * W::kStride,
-                               panel.first + l + lane);
-        });
-      } else {
-        finite.see(sum);
-      }
-      T* to = result + v * W::kStride * shape.channels + l;
-      const Vector<Wide<T>> value = leaky_relu_lanes<Wide<T>>(sum + shift, slope);
-      if (call.stream) {
-        stream(to, value);
-      } else {
-        store(to, value);
-        __builtin_prefetch(to + W::kStride * shape.width * shape.channels, 1);
-      }
+  const auto value = [&](std::int64_t v, std::int64_t l) __attribute__((always_inline)) {
+    const Vector<Wide<T>> shift =
+        bias == nullptr ? Vector<Wide<T>>{} : load(bias + panel.first + l);
+    Vector<Wide<T>> sum{};
+    if (row.sums != nullptr && v < row.columns) sum = load(row.sums + v * kWinogradPanel + l);
+    if constexpr (kExact) {
+      sum = with_exact<Wide<T>>(sum, [&](int lane) {
+        return defined<W, T>(call, row.image, row.row, first + v * W::kStride,
+                             panel.first + l + lane);
+      });
+    } else {
+      finite.see(sum);
     }
+    return leaky_relu_lanes<Wide<T>>(sum + shift, slope);
+  };
+  for (std::int64_t v = left_out; v < columns; ++v) {
+    T* to = result + v * W::kStride * shape.channels;
+    if (call.stream) {
+      for (std::int64_t l = 0; l < panel.lanes; l += kWidth) stream(to + l, value(v, l));
+      continue;
+    }
+    std::int64_t l = 0;
+    for (; l + 2 * kWidth <= panel.lanes; l += 2 * kWidth) {
+      const Vector<Wide<T>> one = value(v, l), other = value(v, l + kWidth);
+      store_two(to + l, one, other);
+      __builtin_prefetch(to + W::kStride * shape.width * shape.channels + l, 1);
+    }
+    for (; l < panel.lanes; l += kWidth) store(to + l, value(v, l));
   }
   return finite.all_were();
 }

@@ -1,6 +1,7 @@
 // One vector register of the CPU capability being compiled, by the compiler's vector extension.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "cpu/loops.h"
@@ -162,6 +163,19 @@ inline void finish_streams() {
 #if defined(__AVX512F__)
   _mm_sfence();
 #endif
+}
+
+// Two vectors behind each other.
+template <typename T>
+inline void store_two(T* to, Vector<Wide<T>> first, Vector<Wide<T>> second) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+    return;
+  }
+#endif
+  store(to, first);
+  store(to + kLanes<Wide<T>>, second);
 }
 
 // ------------------------------------------------------------------------------------- arithmetic
