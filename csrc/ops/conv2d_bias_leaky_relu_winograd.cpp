@@ -66,8 +66,8 @@ Tensor winograd_conv2d_weight_gradient(Tensor input, Tensor grad, std::int64_t k
                   shape.map_width, "), as the convolution of input has (got (", grad.size(0), ", ",
                   grad.size(1), ", ", grad.size(2), ", ", grad.size(3), "))");
   STD_TORCH_CHECK(shape.batch >= 1, "the batch must not be empty");
-  Tensor result =
-      new_image(input, shape.filters, shape.channels, kernel_h, kernel_w, channels_last);
+  const Tensor result = in_kept_memory(
+      new_image(input, shape.filters, shape.channels, kernel_h, kernel_w, channels_last));
   call.plan = winograd_conv2d_weight_plan(shape, torch::stable::get_num_threads());
   call.input = input.const_data_ptr();
   call.map = grad.const_data_ptr();
