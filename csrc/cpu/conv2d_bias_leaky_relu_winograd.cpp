@@ -196,7 +196,7 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
   memory.sums = free.take<Wide<T>>(W::kPoints * memory.sums_plane);
   memory.tiles = free.take<Element<T>>(W::kPoints * memory.plane);
   memory.panel = free.take<Element<T>>(0);
-  for (std::int64_t c = 0; c < shape.channels; ++c) memory.zeros[c] = T{};
+  clear(memory.zeros, shape.channels);
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
     std::int64_t block = piece / plan.groups;

@@ -156,7 +156,7 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
   memory.sums = free.take<Wide<T>>(W::kPoints * memory.sums_plane);
   memory.inputs = free.take<Element<T>>(W::kPoints * memory.input_plane);
   memory.maps = free.take<Element<T>>(W::kPoints * memory.map_plane);
-  for (std::int64_t c = 0; c < most_channels; ++c) memory.zeros[c] = T{};
+  clear(memory.zeros, most_channels);
 
   for (std::int64_t piece = begin; piece < end; ++piece) {
     const std::int64_t group = piece % plan.groups;
@@ -188,8 +188,7 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
       });
     }
     for (int p = 0; p < W::kPoints; ++p) {
-      Wide<T>* sums = memory.sums + p * memory.sums_plane;
-      for (std::int64_t i = 0; !started[p] && i < panels * memory.sums_panel; ++i) sums[i] = 0;
+      if (!started[p]) clear(memory.sums + p * memory.sums_plane, panels * memory.sums_panel);
     }
     for (std::int64_t panel = 0; panel < panels; ++panel) {
       const Wide<T>* from = memory.sums + panel * memory.sums_panel;

@@ -166,11 +166,6 @@ void add_inputs(const Wide<T>* sums, std::int64_t plane, std::int64_t count, std
   }
 }
 
-template <typename N>
-inline void clear(N* numbers, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) numbers[i] = {};
-}
-
 // The tiles of a block of images in some rows of tiles, one size after the other, and their sums.
 template <typename T>
 struct Block {
@@ -343,9 +338,8 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
     const std::int64_t start = segment * all_rows / plan.segments;
     const std::int64_t stop = (segment + 1) * all_rows / plan.segments;
     for (std::int64_t first = winograd::at_least(start - 1, 0); first < stop; first += plan.rows) {
-      const Block<T> tiles = block_of<T>(shape, image, images, first,
-                                         winograd::at_most(first + plan.rows, stop));
-      Block<T> block = tiles;
+      Block<T> block = block_of<T>(shape, image, images, first,
+                                   winograd::at_most(first + plan.rows, stop));
       block.sums = memory.sums, block.plane = memory.sums_plane;
       run_block<W, T>(call, memory, block, group, start);
     }

@@ -12,6 +12,10 @@
 
 namespace fastgen::cpu {
 
+constexpr std::int64_t kWinogradChannels = 16;  // both numbers of channels are multiples of it
+constexpr int kWinogradKinds = 4;  // sizes of tiles: 2 or 3 rows and columns of the map
+constexpr std::int64_t kWinogradPanel = 32;     // columns of a product that are computed together
+
 struct WinogradShape {
   Dtype dtype;  // float32, bfloat16 or float64
   std::int64_t batch;
@@ -26,7 +30,7 @@ struct WinogradShape {
 // weight gradient on `tiles` and `segments`, which there follow from the shape alone.
 struct WinogradPlan {
   std::int64_t tiles;   // that are transformed together, at most
-  std::int64_t kind_blocks[4];  // of tiles of each size
+  std::int64_t kind_blocks[kWinogradKinds];  // of tiles of each size
   std::int64_t images;  // of a block of images
   std::int64_t rows;    // of tiles of an image that are transformed together
   std::int64_t blocks;  // of tiles, of images or of input channels
@@ -61,9 +65,5 @@ struct WinogradCall {
 using WinogradPack = void(const WinogradCall& call, std::int64_t begin, std::int64_t end);
 using Winograd = void(const WinogradCall& call, std::int64_t begin, std::int64_t end,
                       void* scratch);
-
-constexpr std::int64_t kWinogradChannels = 16;  // both numbers of channels are multiples of it
-constexpr int kWinogradKinds = 4;  // sizes of tiles: 2 or 3 rows and columns of the map
-constexpr std::int64_t kWinogradPanel = 32;     // columns of a product that are computed together
 
 }  // namespace fastgen::cpu

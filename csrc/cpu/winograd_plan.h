@@ -8,10 +8,6 @@ FASTGEN_BEGIN
 
 namespace winograd {
 
-// Measured. Of a convolution there must be as many too as its weight has numbers of a tap over
-// kMixedShare.
-constexpr std::int64_t kMixedPixels = 256, kMixedWeightPixels = 1024, kMixedShare = 128;
-
 using cpu::kWinogradKinds;
 using cpu::kWinogradPanel;
 using cpu::WinogradPlan;
@@ -40,6 +36,14 @@ inline bool mixes(const WinogradShape& shape, std::int64_t least_pixels) {
   const auto has_three = [](std::int64_t size) { return size == 3 || size >= 5; };
   return shape.stride == 2 && shape.batch * shape.map_height * shape.map_width >= least_pixels &&
          (has_three(shape.map_height) || has_three(shape.map_width));
+}
+
+// From how many on, measured: of a transposed convolution, of a weight gradient, and of a convolution,
+// where a wide weight's transform weighs more.
+constexpr std::int64_t kMixedPixels = 256, kMixedWeightPixels = 1024;
+inline std::int64_t mixed_conv_pixels(const WinogradShape& shape) {
+  constexpr std::int64_t kShare = 128;  // pairs of channels to a pixel
+  return at_least(kMixedPixels, shape.channels * shape.filters / kShare);
 }
 
 inline Cut cut(const WinogradShape& shape, std::int64_t size) {

@@ -5,6 +5,11 @@
 
 FASTGEN_BEGIN
 
+template <typename N>
+inline void clear(N* numbers, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) numbers[i] = {};
+}
+
 // Where a tile begins in the map.
 struct Corner {
   std::int64_t image, row, column;

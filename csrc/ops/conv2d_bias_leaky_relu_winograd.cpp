@@ -25,9 +25,7 @@ Tensor winograd_conv2d(Tensor input, Tensor weight, std::optional<Tensor> bias,
   cpu::WinogradCall call{};
   call.shape = winograd_shape(input, weight.size(0), weight.size(1), weight.size(2),
                               weight.size(3), stride, padding_h, padding_w);
-  set_input_size(call.shape, input.size(2), input.size(3),
-                 winograd::at_least(winograd::kMixedPixels, weight.size(0) * weight.size(1) /
-                                                                winograd::kMixedShare));
+  set_input_size(call.shape, input.size(2), input.size(3), winograd::mixed_conv_pixels(call.shape));
   Tensor result = new_image(input, call.shape.batch, call.shape.filters, call.shape.map_height,
                             call.shape.map_width, true);
   if (output.has_value()) check_twin(*output, "output", result, "the result");

@@ -10,12 +10,13 @@
 
 namespace fastgen {
 
-// Results of so many bytes and more come from here: half a page, which is what is left over at most.
+// Results of so many bytes and more come from here: half a page, so that no more than half of a block
+// is left over.
 constexpr std::size_t kLeastKept = std::size_t{1} << 20;
 
 // A block of at least `bytes`, aligned to 2 MiB, or to a line where nothing is kept; its size is
-// written to `size`. Never fails without std::bad_alloc. A block that was given back is used again where it is no more than a quarter too
-// large.
+// written to `size`. Never fails without std::bad_alloc. A block that was given back is used again
+// where it is no more than a quarter too large.
 void* take_block(std::size_t bytes, std::size_t* size);
 
 // Gives a block back: it is kept while all that are kept stay within the limit, FASTGEN_KEEP_MB

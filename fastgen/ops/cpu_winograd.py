@@ -230,32 +230,29 @@ def points(size: int, kernel: int, *, mixed: bool) -> int:
 def forward_wins(*arguments: Any) -> bool:
     """Whether `forward` or `masked_forward` should."""
     input, weight, geometry = arguments[0], arguments[1], arguments[-1]
-    if geometry.transposed:
-        return _wins(input, weight, geometry, MIXED_PIXELS, operand_is_map=True)
-    return _wins(input, weight, geometry, _mixed_pixels(weight), operand_is_map=False)
+    return _wins(input, weight, geometry, operand_is_map=geometry.transposed)
 
 
 def input_gradient_wins(
     grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> bool:
-    if geometry.transposed:
-        return _wins(grad, weight, geometry, _mixed_pixels(weight), operand_is_map=False)
-    return _wins(grad, weight, geometry, MIXED_PIXELS, operand_is_map=True)
+    return _wins(grad, weight, geometry, operand_is_map=not geometry.transposed)
 
 
 def weight_gradient_wins(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     return _wins(
-        input, weight, geometry, MIXED_PIXELS_OF_WEIGHT_GRADIENT,
-        operand_is_map=geometry.transposed,
+        input, weight, geometry, operand_is_map=geometry.transposed,
+        mixed_pixels=MIXED_PIXELS_OF_WEIGHT_GRADIENT,
     )  # fmt: skip
 
 
-def _mixed_pixels(weight: Tensor) -> int:
-    return max(MIXED_PIXELS, weight.shape[0] * weight.shape[1] // MIXED_SHARE)
-
-
 def _wins(
-    operand: Tensor, weight: Tensor, geometry: Geometry, mixed_pixels: int, *, operand_is_map: bool
+    operand: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    *,
+    operand_is_map: bool,
+    mixed_pixels: int | None = None,
 ) -> bool:
     height, width = (
         operand.shape[2 + axis]
@@ -265,6 +262,9 @@ def _wins(
         + 1
         for axis in (0, 1)
     )
+    if mixed_pixels is None:
+        pairs = 0 if operand_is_map else weight.shape[0] * weight.shape[1]
+        mixed_pixels = max(MIXED_PIXELS, pairs // MIXED_SHARE)
     kernel, stride = weight.shape[2], geometry.stride[0]
     pixels = len(operand) * height * width
     mixed = stride == 2 and pixels >= mixed_pixels
