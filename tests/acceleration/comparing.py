@@ -1,11 +1,34 @@
-"""How two models are compared: outputs, first and second derivatives, in float64."""
+"""How two models are compared: outputs, first and second derivatives, in float64; and how
+one becomes an accelerated one.
+"""
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import fastgen
+
+accelerate = functools.partial(fastgen.accelerate, verbose=False)
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def rows(report) -> dict[str, tuple[str, str]]:
+    return {row.name: (row.became, row.why) for row in report}
+
+
+def accelerated(model: nn.Module) -> tuple[nn.Module, nn.Module, dict[str, tuple[str, str]]]:
+    """(the model in float64 and accelerated, the same untouched, the report by name)."""
+    original = model.double()
+    model = copy.deepcopy(original)
+    return model, original, rows(accelerate(model))
 
 
 def tensors(output: Any) -> list[Tensor]:

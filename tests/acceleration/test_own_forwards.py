@@ -1,0 +1,354 @@
+"""Forwards of the user's own: what they call is found and means what it meant."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import PreActivationBlock, VariationalAutoencoder
+from comparing import (
+    accelerate,
+    accelerated,
+    assert_same,
+    assert_same_model,
+    derivatives,
+    images,
+)
+from torch import nn
+
+
+def activated(x):
+    return F.leaky_relu(x, 0.1)
+
+
+def relu_method(x):
+    return x.relu()
+
+
+def relu_method_(x):
+    return x.relu_()
+
+
+class Branching(nn.Module):
+    def __init__(self, function=activated):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.last = nn.Conv2d(4, 2, 1)
+        self.function = function
+
+    def forward(self, x):
+        h = self.conv(x)
+        if self.training:
+            h = self.function(h)
+        return self.last(activated(h) if self.training else h)
+
+
+def test_both_ways_through_a_branching_forward_are_right():
+    model, original, said = accelerated(Branching())
+    assert said["conv"] == ("fastgen's", "")
+    assert "branches or loops" in said["(model)"][1]
+    for training in (True, False):
+        x = images(2, 3, 6, 6)
+        assert_same_model(model.train(training), original.train(training), x)
+
+
+class Holding(nn.Module):
+    """Its activation is a function that it holds."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.last = nn.Conv2d(4, 2, 1)
+        self.function = function
+
+    def forward(self, x):
+        return self.last(self.function(self.conv(x)))
+
+
+FUNCTIONS = [
+    F.relu, torch.relu, torch.relu_, relu_method, relu_method_, F.leaky_relu, F.leaky_relu_,
+    functools.partial(F.leaky_relu, negative_slope=0.3, inplace=True),
+    functools.partial(F.relu, inplace=True), activated, F.elu, torch.tanh,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=range(len(FUNCTIONS)))
+def test_functions_and_methods_are_found(function):
+    model, original, said = accelerated(Holding(function))
+    fused = function not in (F.elu, torch.tanh)
+    assert said["conv"][0].startswith("fastgen's, with") == fused
+    assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+def nodes_of_a_penalty(model, x):
+    """The kinds of the nodes that the backward of a penalty runs through."""
+    x = x.requires_grad_()
+    (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    seen, waiting = set(), [g.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return {type(node).__name__ for node in seen}
+
+
+@pytest.mark.parametrize("function", [f for f in FUNCTIONS if f not in (F.elu, torch.tanh)])
+def test_no_leaky_relu_of_pytorchs_is_left_in_the_second_order(function):
+    model, original, _ = accelerated(Branching(function))
+    x = images(2, 3, 6, 6)
+    assert any("Relu" in name for name in nodes_of_a_penalty(original, x.clone()))
+    nodes = nodes_of_a_penalty(model, x)
+    # PyTorch numbers its own nodes; fastgen's Functions have no number.
+    assert nodes
+    assert not {name for name in nodes if name.endswith("0")}
+
+
+def test_a_forward_that_no_longer_does_what_it_was_planned_for_is_an_error():
+    model, _, said = accelerated(Holding(F.relu))
+    assert said["conv"][0] == "fastgen's, with ReLU"
+    model.function = torch.sigmoid
+    with pytest.raises(RuntimeError, match=r"Call fastgen\.restore"):
+        model(images(1, 3, 5, 5))
+    accelerate(model)
+    assert model(images(1, 3, 5, 5)).shape == (1, 2, 3, 3)
+
+
+def test_parts_taken_away_later_are_not_missed():
+    model, original, _ = accelerated(PreActivationBlock(3, 4))
+    for network in (model, original):
+        network.conv2 = nn.Identity()
+    assert_same_model(model, original, images(2, 3, 6, 6))
+    for network in (model, original):
+        network.conv1 = nn.Conv2d(3, 4, 1).double()
+        network.conv2 = nn.Conv2d(4, 4, 1).double()
+    model.load_state_dict(original.state_dict())
+    assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+class Final(nn.Module):
+    """A class that wants no subclasses."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def __init_subclass__(cls):
+        raise ValueError("no subclasses")
+
+    def forward(self, x):
+        return F.relu(self.conv(x))
+
+
+def test_a_class_that_refuses_subclasses_is_left_and_its_layers_replaced():
+    model, original, said = accelerated(nn.Sequential(Final(), nn.Conv2d(4, 2, 1)))
+    assert said["0"] == ("", "its class refuses a subclass (ValueError)")
+    assert said["0.conv"][0].startswith("fastgen's")
+    assert type(model[0]) is Final
+    assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+def test_activations_with_an_out_argument_write_there():
+    class Out(nn.Module):
+        def forward(self, x):
+            result = torch.empty_like(x)
+            torch.tanh(F.relu(x), out=result)
+            return result
+
+    model, original, _ = accelerated(Out())
+    x = images(2, 3)
+    assert torch.equal(model(x), original(x))
+
+
+def test_an_error_inside_a_forward_leaves_nothing_behind():
+    model, original, _ = accelerated(PreActivationBlock(3, 4))
+    with pytest.raises(ValueError, match="channels"):
+        model(images(2, 2, 6, 6))
+    assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+class Counting(nn.Module):
+    """Its forward leaves traces: in a buffer, in attributes, in the random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("calls", torch.zeros(1))
+        self.history, self.steps = [], 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.steps += 1
+        self.history.append(self.steps)
+        return F.relu(self.conv(x)) + torch.rand(1)
+
+
+def test_looking_at_a_forward_leaves_no_trace_of_it():
+    model = Counting()
+    before = torch.get_rng_state()
+    accelerate(model, dry_run=True)
+    accelerate(model)
+    assert (model.calls.item(), model.steps, model.history) == (0, 0, [])
+    assert torch.equal(torch.get_rng_state(), before)
+    x = torch.randn(1, 3, 5, 5)
+    assert not torch.equal(model(x), model(x))
+    assert (model.calls.item(), model.steps, model.history) == (2, 2, [1, 2])
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+    def forward(self, x):
+        unbatched = torch.conv2d(x[0], self.weight, None, 1, "same")
+        with pytest.raises((RuntimeError, TypeError)):
+            F.conv2d(x.float(), self.weight)
+        return F.conv2d(input=x, weight=self.weight, stride=2) + unbatched.mean()
+
+
+def test_functional_convolutions_keep_their_meanings_and_errors():
+    model, original, said = accelerated(Functional())
+    assert said["(model)"][0] == "its functions fastgen's"
+    x = images(2, 3, 6, 6)
+    assert_same_model(model, original, x)
+    assert not any(name.startswith("Convolution") and name.endswith("0")
+                   for name in nodes_of_a_penalty(model, x))  # fmt: skip
+
+
+def test_methods_beside_forward_work_on_channels_last_maps():
+    """A VAE's encode flattens by `view`, which PyTorch refuses there."""
+    model, original, _ = accelerated(VariationalAutoencoder())
+    x = images(2, 3, 32, 32)
+    assert model.encoder(x).is_contiguous(memory_format=torch.channels_last)
+    for ours, theirs in zip(model.encode(x), original.encode(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    z = images(2, 5)
+    torch.testing.assert_close(model.decode(z), original.decode(z))
+    shape = torch.zeros(4).view
+    assert shape(2, 2).shape == (2, 2)
+
+
+class Views(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        h = self.conv(x)
+        with pytest.raises(RuntimeError):
+            h.view(7, -1)
+        return h.view(len(x), -1), h.view([len(x), 4, -1]), h.view(torch.int64), h.view(h.shape)
+
+
+def test_view_keeps_its_other_meanings_and_its_errors():
+    model, original, _ = accelerated(Views())
+    x = images(2, 3, 6, 6)
+    for ours, theirs in zip(model(x), original(x), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+    torch.testing.assert_close(model(x)[0], original(x)[0])
+
+
+class Overwriting(nn.Module):
+    """PyTorch's LeakyReLU keeps its input, so its output may be overwritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.LeakyReLU(0.2))
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        h = self.net(x)
+        h += x
+        h = F.leaky_relu(self.conv(h), 0.1)
+        h.mul_(2)
+        return h
+
+
+def test_what_comes_behind_a_leaky_relu_may_overwrite_its_output():
+    model, original, said = accelerated(Overwriting())
+    assert "overwrite" in said["net.0"][1]
+    assert "overwrite" in said["conv"][1]
+    x = images(2, 3, 6, 6)
+    assert_same_model(model, original, x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), original(x))
+
+
+def test_an_activation_in_place_still_changes_what_it_is_given():
+    for x in (images(2, 3, 5, 5), images(2, 3, 5, 5).requires_grad_() * 2):
+        for activation in (nn.ReLU(True), nn.LeakyReLU(0.2, True)):
+            model, ours, theirs = nn.Sequential(activation), x.clone(), x.clone()
+            expected = copy.deepcopy(model)(theirs)
+            accelerate(model)
+            assert model(ours) is ours
+            assert torch.equal(ours, expected)
+    leaf = images(2, 3).requires_grad_()
+    with pytest.raises(RuntimeError, match="leaf"):
+        model(leaf)
+
+
+def test_several_threads_run_one_model():
+    model, original, _ = accelerated(PreActivationBlock(3, 4))
+    xs = [images(2, 3, 6, 6) for _ in range(8)]
+    results: dict[int, dict[str, torch.Tensor]] = {}
+
+    def work(i):
+        for _ in range(3):
+            results[i] = derivatives(model, xs[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(xs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, x in enumerate(xs):
+        assert_same(results[i], derivatives(original, x))
+
+
+def test_recomputed_activations_are_the_same():
+    model, original, _ = accelerated(PreActivationBlock(3, 4))
+    x = images(2, 3, 6, 6).requires_grad_()
+    grads = []
+    for network in (model, original):
+        y = torch.utils.checkpoint.checkpoint(network, x, use_reentrant=False)
+        grads.append(torch.autograd.grad(y.square().sum(), [x, *network.parameters()]))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_an_accelerated_model_compiles_whole_and_exports():
+    model, original, _ = accelerated(VariationalAutoencoder())
+    model, x = model.float(), torch.randn(2, 3, 32, 32)
+    expected = original.float()(x)
+    for compiled in (
+        torch.compile(model, fullgraph=True, backend="aot_eager"),
+        torch.export.export(model, (x,)).module(),
+    ):
+        for ours, theirs in zip(compiled(x), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_runs_when_garbage_is_collected_is_no_part_of_a_forward():
+    """Libraries hang callbacks on the collector, and it may run in the middle of a trace."""
+
+    def branching(phase, facts):
+        return phase if facts else None
+
+    gc.callbacks.append(branching)
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        _, _, said = accelerated(Holding(F.relu))
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(branching)
+    assert said["conv"][0] == "fastgen's, with ReLU"
+    assert gc.isenabled()

@@ -1,0 +1,299 @@
+"""What is replaced, what is left and why, and the report that says so."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comparing import (
+    accelerate,
+    accelerated,
+    assert_same_model,
+    images,
+    rows,
+)
+from torch import nn
+
+import fastgen
+from fastgen.nn import ConvLeakyReLU2d
+
+# --- whole models that are refused ---
+
+
+class Wrapped:
+    """One process that calls itself a process group."""
+
+    def __enter__(self):
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    def __exit__(self, *error):
+        torch.distributed.destroy_process_group()
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module \(got list\)"):
+        fastgen.accelerate([nn.Conv2d(3, 3, 1)])
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module \(got NoneType\)"):
+        fastgen.restore(None)
+
+
+def test_a_distributed_model_is_refused_and_told_the_order_that_works():
+    with Wrapped():
+        wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Conv2d(3, 3, 1)))
+        with pytest.raises(TypeError, match=r"first, fastgen.accelerate\(model\), then Distrib"):
+            accelerate(wrapped)
+        with pytest.raises(TypeError, match="inner is wrapped by DistributedDataParallel"):
+            accelerate(nn.ModuleDict({"inner": wrapped}))
+
+        model, original, _ = accelerated(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+        wrapped, x = nn.parallel.DistributedDataParallel(model), images(2, 3, 5, 5)
+        wrapped(x).square().sum().backward()
+        original(x).square().sum().backward()
+        for ours, theirs in zip(model.parameters(), original.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_compiled_model_is_refused():
+    with pytest.raises(TypeError, match=r"then torch.compile\(...\)"):
+        accelerate(torch.compile(nn.Sequential(nn.Conv2d(3, 3, 1))))
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    model.compile()
+    with pytest.raises(TypeError, match=r"then model.compile\(\)"):
+        accelerate(model)
+
+
+def test_a_data_parallel_model_is_refused():
+    with pytest.raises(TypeError, match=r"then DataParallel"):
+        accelerate(nn.DataParallel(nn.Conv2d(3, 3, 1)))
+
+
+def test_a_scripted_model_is_refused_and_a_scripted_part_left():
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
+    with pytest.raises(TypeError, match="must not be scripted"):
+        accelerate(scripted)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), scripted)
+    x = torch.randn(1, 3, 4, 4)
+    before = model(x)
+    assert rows(accelerate(model))["0"][0] == "fastgen's"
+    torch.testing.assert_close(model(x), before)
+
+
+def test_nothing_is_changed_when_a_part_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), torch.compile(nn.Conv2d(3, 3, 1)))
+    with pytest.raises(TypeError, match="1 is wrapped by"):
+        accelerate(model)
+    assert type(model[0]) is nn.Conv2d
+
+
+# --- layers that are left, each with its reason ---
+
+
+class OwnForward(nn.Conv2d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class OwnConvForward(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, 2 * weight, bias)
+
+
+class OnlyAnotherStart(nn.Conv2d):
+    def reset_parameters(self):
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def replaced_on_the_instance():
+    layer = nn.Conv2d(3, 3, 1)
+    layer.forward = lambda x: x + 1
+    return layer
+
+
+LEFT = {
+    "OwnForward": (lambda: OwnForward(3, 3, 1), "a forward of its own"),
+    "OwnConvForward": (lambda: OwnConvForward(3, 3, 1), "a forward of its own"),
+    "instance": (replaced_on_the_instance, "its forward was replaced on the instance"),
+    "reflect": (
+        lambda: nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+        "padding_mode is not 'zeros'",
+    ),
+    "PReLU": (nn.PReLU, "its slope is learned"),
+    "negative slope": (lambda: nn.LeakyReLU(-0.1), "outside of [0, 1]"),
+    "slope above 1": (lambda: nn.LeakyReLU(1.5), "outside of [0, 1]"),
+    "lazy": (lambda: nn.LazyConv2d(3, 1), "run one batch, then accelerate"),
+    "fastgen's": (lambda: ConvLeakyReLU2d(3, 3, 1), "fastgen's already"),
+    "complex": (lambda: nn.Conv2d(3, 3, 1).to(torch.complex64), "no plain floating-point"),
+    "linear": (lambda: nn.Linear(5, 5), "no activation that it could take in"),
+    "normalization": (lambda: nn.BatchNorm2d(3), "fold_batchnorm=True"),
+    "quantized": (lambda: torch.ao.nn.quantized.Conv2d(3, 3, 1), "quantized"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_a_layer_that_is_left_is_left_as_it_is_and_the_report_says_why(case):
+    make, reason = LEFT[case]
+    layer = make()
+    kind, attributes = type(layer), dict(vars(layer))
+    became, why = rows(accelerate(nn.Sequential(layer)))["0"]
+    assert became == ""
+    assert reason in why
+    assert type(layer) is kind
+    assert vars(layer) == attributes
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d])
+def test_convolutions_of_other_dimensions_are_left(kind):
+    model, original, said = accelerated(nn.Sequential(kind(2, 3, 3), nn.LeakyReLU(0.2)))
+    assert said["0"] == ("", "only two-dimensional convolutions have a fused form")
+    assert said["1"][0] == "fastgen's"
+    x = images(2, 2, *[5] * (1 if "1d" in kind.__name__ else 3))
+    assert_same_model(model, original, x)
+
+
+def test_a_subclass_that_computes_the_same_is_replaced_and_stays_a_subclass():
+    model, original, said = accelerated(nn.Sequential(OnlyAnotherStart(3, 4, 3), nn.ReLU()))
+    assert said["0"][0] == "fastgen's, with ReLU"
+    assert isinstance(model[0], OnlyAnotherStart)
+    assert isinstance(model[0], ConvLeakyReLU2d)
+    assert_same_model(model, original, images(2, 3, 6, 6))
+    fastgen.restore(model)
+    assert type(model[0]) is OnlyAnotherStart
+
+
+def test_a_lazy_layer_is_replaced_once_it_has_weights():
+    model = nn.Sequential(nn.LazyConv2d(3, 1))
+    accelerate(model)
+    model(torch.randn(1, 2, 4, 4))
+    assert rows(accelerate(model))["0"][0] == "fastgen's"
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.LeakyReLU(1.5), nn.PReLU(), nn.ELU()])
+def test_a_convolution_before_another_activation_computes_the_same_without_it(activation):
+    model, original, said = accelerated(nn.Sequential(nn.Conv2d(3, 4, 3), activation))
+    assert said["0"][0] == "fastgen's"
+    assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+LAYERS = [
+    nn.Conv2d(4, 6, 3),
+    nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2, bias=False),
+    nn.Conv2d(4, 6, 3, padding="same"),
+    nn.ConvTranspose2d(4, 6, 4, 2, 1),
+    nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2, bias=False),
+]
+ACTIVATIONS = [
+    nn.ReLU(),
+    nn.ReLU(True),
+    nn.LeakyReLU(0.2),
+    nn.LeakyReLU(0.1, inplace=True),
+    nn.LeakyReLU(0.0),
+    nn.LeakyReLU(1.0),
+    nn.Tanh(),
+    nn.Identity(),
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_every_pair_computes_the_same(layer, activation):
+    model, original, _ = accelerated(nn.Sequential(layer, activation, nn.Conv2d(6, 2, 1)))
+    assert_same_model(model, original, images(2, 4, 7, 8))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_linear_layers_compute_the_same(activation):
+    model, original, _ = accelerated(
+        nn.Sequential(nn.Linear(7, 5), activation, nn.Linear(5, 3, bias=False), activation)
+    )
+    assert_same_model(model, original, images(4, 7))
+    assert_same_model(model, original, images(2, 3, 7))
+
+
+POOLS = [
+    nn.AvgPool2d(2),
+    nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+    nn.AvgPool2d((2, 3), (1, 2), divisor_override=5),
+    nn.AdaptiveAvgPool2d(3),
+    nn.AdaptiveAvgPool2d((2, None)),
+    nn.AdaptiveAvgPool2d(1),
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, 2, 1, dilation=(1, 2), ceil_mode=True),
+    nn.MaxPool2d((2, 3), (1, 2)),
+]
+
+
+class Pooling(nn.Module):
+    """The same by functions."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 3, 3)
+        self.pool = vars(pool)
+        for name in [name for name in self.pool if name.startswith("_") or name == "training"]:
+            del self.pool[name]
+        self.function = {
+            nn.AvgPool2d: F.avg_pool2d,
+            nn.AdaptiveAvgPool2d: F.adaptive_avg_pool2d,
+            nn.MaxPool2d: F.max_pool2d,
+        }[type(pool)]
+
+    def forward(self, x):
+        return self.function(self.conv(x).tanh(), **self.pool)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_pooling_computes_the_same(pool, channels_last):
+    for original in (
+        nn.Sequential(nn.Conv2d(4, 3, 3), nn.Tanh(), pool).double(),
+        Pooling(copy.deepcopy(pool)).double(),
+    ):
+        model = copy.deepcopy(original)
+        fastgen.accelerate(model, channels_last, verbose=False)
+        x = images(2, 4, 9, 11)
+        assert_same_model(model, original, x)
+        assert (
+            model(x.requires_grad_()).stride()
+            == (original.to(memory_format=torch.channels_last) if channels_last else original)(
+                x
+            ).stride()
+        )
+        assert torch.autograd.gradgradcheck(model, images(1, 4, 7, 8).requires_grad_())
+
+
+def test_pooling_returns_indices_and_takes_single_maps_as_ever():
+    model, original, _ = accelerated(nn.Sequential(nn.MaxPool2d(2, return_indices=True)))
+    x = images(2, 3, 6, 6).requires_grad_()
+    for ours, theirs in zip(model(x), original(x), strict=True):
+        assert torch.equal(ours, theirs)
+    model, original, _ = accelerated(nn.Sequential(nn.AvgPool2d(2), nn.MaxPool2d(2)))
+    x = images(3, 8, 8).requires_grad_()
+    assert torch.equal(model(x), original(x))
+
+
+# --- the report ---
+
+
+def test_the_report_is_printed_as_an_aligned_table_unless_told_not_to(capsys):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2, True), nn.PReLU())
+    report = fastgen.accelerate(model, dry_run=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "fastgen.accelerate would replace 2 modules, left 1"
+    assert lines[1].split() == ["name", "was", "now", "why"]
+    kinds = zip(lines[2:], ("Conv", "Leaky", "PReLU"), strict=True)
+    assert {line.index(kind) for line, kind in kinds} == {lines[1].index("was")}
+    assert str(report) == "\n".join(lines)
+    assert [row.name for row in report.replaced] == ["0", "1"]
+    assert [row.kind for row in report.left] == ["PReLU"]
+    fastgen.accelerate(model, verbose=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_that_is_one_layer_is_replaced():
+    model, original, said = accelerated(nn.Conv2d(3, 4, 3))
+    assert said["(model)"][0] == "fastgen's"
+    assert_same_model(model, original, images(2, 3, 6, 6))
