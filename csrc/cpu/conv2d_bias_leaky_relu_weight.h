@@ -34,9 +34,10 @@ FASTGEN_KERNEL(ImageEdgeWeightSum, image_edge_conv2d_weight_sum)  // then what t
 
 FASTGEN_BEGIN
 
-// Pixels of the map whose windows lie in the first cache side by side.
-constexpr std::int64_t weight_block(std::int64_t columns) {
-  return columns <= 64 ? 96 : columns <= 128 ? 48 : 32;
+// Rows of the map that stay in the second cache while every kernel row's taps are multiplied.
+inline std::int64_t weight_rows(const cpu::ImageEdgeShape& shape) {
+  using namespace plan;
+  return at_least((64 << 10) / at_least(bytes(shape, shape.map_width * shape.filters), 1), 1);
 }
 
 inline cpu::ImageEdgePlan image_edge_conv2d_weight_plan(const cpu::ImageEdgeShape& shape) {
@@ -47,12 +48,11 @@ inline cpu::ImageEdgePlan image_edge_conv2d_weight_plan(const cpu::ImageEdgeShap
   plan.piece_operations *= plan.pieces;
   plan.pieces = at_most(plan.pieces, kPieces);
   plan.piece_operations /= at_least(plan.pieces, 1);
-  const std::int64_t columns = padded(taps(shape)), block = weight_block(columns);
+  const std::int64_t columns = padded(shape.filters);
   const std::int64_t rows = (plan.band - 1) * shape.stride_h + shape.kernel_h;
-  plan.packed_bytes = bytes(shape, plan.pieces * shape.filters * columns);
-  plan.scratch_bytes = bytes(shape, (block + 2) * columns + 3 * cpu::kMostLanes) +
-                       bytes(shape, block * padded(shape.filters)) +
-                       bytes(shape, rows * pitch + cpu::kMostLanes);
+  plan.packed_bytes = bytes(shape, plan.pieces * taps(shape) * columns);
+  plan.scratch_bytes = 2 * bytes(shape, rows * pitch) +
+                       bytes(shape, weight_rows(shape) * (shape.map_width + 1) * columns);
   return plan;
 }
 

@@ -11,7 +11,9 @@ constexpr int most_rows(int vectors) {
   if (kRegisters == 32) return vectors == 3 ? 8 : 12;
   return vectors == 1 ? 8 : vectors == 2 ? 6 : 4;
 }
-constexpr int fewer_rows(int rows) { return rows > 8 ? 8 : rows > 4 ? 4 : rows / 2; }
+constexpr int fewer_rows(int rows) {
+  return rows > 9 ? 9 : rows > 8 ? 8 : rows > 4 ? 4 : rows / 2;
+}
 
 // Where a tile's sums come from and go to: memory, or a map that is finished with them.
 template <typename F>

@@ -101,6 +101,11 @@ inline Vector<float> load_lanes(const BFloat16* from, int count) {
   const __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), from));
   return reinterpret_cast<Vector<float>>(_mm512_slli_epi32(words, 16));
 }
+// Up to 32 neighbours as they are, two in a lane; 0 behind them.
+inline Vector<float> load_bits(const BFloat16* from, int count) {
+  const std::uint32_t lanes = count < 32 ? (std::uint32_t{1} << count) - 1 : ~std::uint32_t{0};
+  return reinterpret_cast<Vector<float>>(_mm512_maskz_loadu_epi16(lanes, from));
+}
 inline void store_lanes(float* to, Vector<float> vector, int count) {
   _mm512_mask_storeu_ps(to, first_lanes(count), vector);
 }
