@@ -15,17 +15,6 @@ inline std::int64_t padded(std::int64_t count) {
 template <typename T>
 using Element = typename Format<T>::Element;
 
-// Number x of one and number x of the other side by side; none of the other is 0.
-inline void pair_up(const BFloat16* first, const BFloat16* second, std::int64_t count,
-                    BFloat16* to) {
-  FASTGEN_INDEPENDENT
-  for (std::int64_t x = 0; x < count; ++x) {
-    const std::uint32_t word =
-        first[x].bits | static_cast<std::uint32_t>(second == nullptr ? 0 : second[x].bits) << 16;
-    __builtin_memcpy(to + 2 * x, &word, sizeof(word));
-  }
-}
-
 // --------------------------------------------------------------------------------- the left side
 
 // The padded picture as the product reads it: where a step takes two pixels, every number beside

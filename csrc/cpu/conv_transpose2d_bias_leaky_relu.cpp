@@ -38,20 +38,57 @@ void pack(const ImageEdgeTransposeCall& call) {
 
 // ------------------------------------------------------------------------------ a row of the map
 
+// A step's worth of channels of neighbouring pixels, one pixel in a lane.
+template <typename T>
+inline Vector<Wide<T>> load_step(const T* map, std::int64_t plane, bool alone, int pixels) {
+  if constexpr (Format<T>::kElements == 1) {
+    return load(map, pixels);
+  } else {
+    return pair_lanes(load(map, pixels), alone ? Vector<float>{} : load(map + plane, pixels));
+  }
+}
+
 // Pixels of a contiguous map, which has them one channel apart by a plane: neighbouring channels.
+// In squares of one channel, or a pair of them, to a row.
+template <typename T, bool kWhole>
+inline void gather_square(const T* map, std::int64_t plane, int pixels, std::int64_t left,
+                          std::int64_t channels, Element<T>* to) {
+  using S = Wide<T>;
+  constexpr int kWidth = kLanes<S>, kElements = Format<T>::kElements;
+  Vector<S> square[kWidth];
+  FASTGEN_UNROLLED
+  for (int i = 0; i < kWidth; ++i) {
+    square[i] = kWhole || i * kElements < left
+                    ? load_step(map + i * kElements * plane, plane,
+                                !kWhole && (i + 1) * kElements > left, kWhole ? kWidth : pixels)
+                    : Vector<S>{};
+  }
+  transpose<S>(square);
+  for (int i = 0; i < kWidth; ++i) {
+    if (kWhole) {
+      __builtin_memcpy(to + i * channels, &square[i], sizeof(square[i]));
+    } else if (i < pixels) {
+      const std::int64_t bytes = left * static_cast<std::int64_t>(sizeof(Element<T>));
+      const auto size = static_cast<std::int64_t>(sizeof(square[i]));
+      __builtin_memcpy(to + i * channels, &square[i],
+                       static_cast<std::size_t>(bytes < size ? bytes : size));
+    }
+  }
+}
+
 template <typename T>
 void gather_row(const T* map, std::int64_t plane, std::int64_t pixels, std::int64_t channels,
                 Element<T>* to) {
-  constexpr int kWidth = kLanes<Wide<T>>;
-  for (std::int64_t k = 0; k < channels; k += kWidth) {
-    const int filters = static_cast<int>(channels - k < kWidth ? channels - k : kWidth);
+  constexpr std::int64_t kWidth = kLanes<Wide<T>>, kChannels = kWidth * Format<T>::kElements;
+  for (std::int64_t k = 0; k < channels; k += kChannels) {
     for (std::int64_t q = 0; q < pixels; q += kWidth) {
-      const int count = static_cast<int>(pixels - q < kWidth ? pixels - q : kWidth);
-      Vector<Wide<T>> rows[kWidth];
-      for (int i = 0; i < filters; ++i) rows[i] = load(map + (k + i) * plane + q, count);
-      for (int i = filters; i < kWidth; ++i) rows[i] = Vector<Wide<T>>{};
-      transpose<Wide<T>>(rows);
-      for (int i = 0; i < count; ++i) store(to + (q + i) * channels + k, rows[i], filters);
+      const int count = static_cast<int>(plan::at_most(pixels - q, kWidth));
+      const T* from = map + k * plane + q;
+      if (count == kWidth && channels - k >= kChannels) {
+        gather_square<T, true>(from, plane, count, kChannels, channels, to + q * channels + k);
+      } else {
+        gather_square<T, false>(from, plane, count, channels - k, channels, to + q * channels + k);
+      }
     }
   }
 }
@@ -104,40 +141,56 @@ struct Sources {
 };
 
 // A row of the picture. The contributions have groups - 1 pixels of zeros before and behind them.
-template <typename S, int kCount>
+// What is known of a kernel's size when this is compiled (0: nothing) is not looped over.
+template <typename S, int kCount, int kSources, int kGroups>
 void sum_row(const TransposeRows& rows, const Sources<S>& sources, std::int64_t map_width,
              S* line) {
   using Part = typename Few<S, kCount>::type;
   Part lane{}, none{};
   for (int l = 0; l < kCount; ++l) lane[l] = static_cast<S>(l);
-  const std::int64_t last = rows.groups - 1, rest = rows.row - last * rows.step;
+  const std::int64_t count = kSources > 0 ? kSources : sources.count;
+  const std::int64_t last = (kGroups > 0 ? kGroups : rows.groups) - 1;
+  const std::int64_t back = rows.columns - rows.step, rest = rows.row - last * rows.step;
   // A part reaches behind its group, or the group's last taps: those numbers are overwritten by the
-  // next part, or left out.
+  // next part and at the end by zeros, or left out.
+  const bool whole = rest == rows.step;
   for (std::int64_t q = 0; q < map_width + last; ++q) {
     for (std::int64_t at = 0; at < rows.step; at += kCount) {
       const Part left = static_cast<S>(rest - at) - none;
       Part total = none, part;
-      for (std::int64_t source = 0; source < sources.count; ++source) {
+      FASTGEN_UNROLLED
+      for (std::int64_t source = 0; source < count; ++source) {
         const S* from = sources.from[source] + q * rows.columns + at;
-        for (std::int64_t g = 0; g < last; ++g) {
+        FASTGEN_UNROLLED
+        for (std::int64_t g = 0; g < last; ++g, from -= back) {
           __builtin_memcpy(&part, from, sizeof(part));
           total += part;
-          from -= rows.columns - rows.step;
         }
         __builtin_memcpy(&part, from, sizeof(part));
-        total += lane < left ? part : none;
+        total += whole ? part : lane < left ? part : none;
       }
       __builtin_memcpy(line + q * rows.step + at, &total, sizeof(total));
     }
   }
+  __builtin_memcpy(line + (map_width + last) * rows.step, &none, sizeof(none));
 }
 
 template <typename S>
 using SumRow = void (*)(const TransposeRows&, const Sources<S>&, std::int64_t, S*);
 
+// For `count` sources.
+template <typename S, int kCount>
+SumRow<S> sum_row_of(const TransposeRows& rows, std::int64_t count) {
+  if (count == 2 && rows.groups == 2) return sum_row<S, kCount, 2, 2>;
+  if (count == 3 && rows.groups == 3) return sum_row<S, kCount, 3, 3>;
+  return sum_row<S, kCount, 0, 0>;
+}
+
 template <typename S>
-SumRow<S> sum_row_for(const TransposeRows& rows) {
-  return rows.step <= 4 ? sum_row<S, 4> : rows.step <= 8 ? sum_row<S, 8> : sum_row<S, 16>;
+SumRow<S> sum_row_for(const TransposeRows& rows, std::int64_t count) {
+  return rows.step <= 4   ? sum_row_of<S, 4>(rows, count)
+         : rows.step <= 8 ? sum_row_of<S, 8>(rows, count)
+                          : sum_row_of<S, 16>(rows, count);
 }
 
 // ------------------------------------------------------------------------------------- epilogue
@@ -164,32 +217,73 @@ void finish_pixels(const Wide<T>* sums, const Wide<T>* bias, std::int64_t count,
   }
 }
 
-template <typename T, bool kTanh, int kChannels>
-void finish_plane(const Wide<T>* sums, Wide<T> bias, std::int64_t count, Wide<T> slope, T* result) {
-  FASTGEN_INDEPENDENT
-  for (std::int64_t w = 0; w < count; ++w) {
-    result[w] = narrow<T>(activated<Wide<T>, kTanh>(sums[w * kChannels] + bias, slope));
+// plane[w] = row[w * channels] for `count` pixels.
+template <typename S>
+inline void take_channel(const S* row, std::int64_t channels, std::int64_t count, S* plane) {
+  for (std::int64_t w = 0; w < count; ++w) plane[w] = row[w * channels];
+}
+
+#if defined(__AVX512F__)
+// Of 16 pixels, lane l is number l * kChannels % 16 of vector l * kChannels / 16.
+template <int kChannels>
+struct Places {
+  std::int32_t number[16];
+  __mmask16 vector[kChannels];
+};
+
+template <int kChannels>
+constexpr Places<kChannels> places_of() {
+  Places<kChannels> places{};
+  for (int l = 0; l < 16; ++l) {
+    places.number[l] = l * kChannels % 16;
+    places.vector[l * kChannels / 16] |= static_cast<__mmask16>(1 << l);
+  }
+  return places;
+}
+
+// Whole vectors are read and written.
+template <int kChannels>
+void take_channel(const float* row, std::int64_t count, float* plane) {
+  static constexpr Places<kChannels> kPlaces = places_of<kChannels>();
+  const __m512i number = _mm512_loadu_si512(kPlaces.number);
+  for (std::int64_t w = 0; w < count; w += 16, row += 16 * kChannels) {
+    __m512 lanes = _mm512_permutexvar_ps(number, _mm512_loadu_ps(row));
+    FASTGEN_UNROLLED
+    for (int v = 1; v < kChannels; ++v) {
+      lanes = _mm512_mask_permutexvar_ps(lanes, kPlaces.vector[v], number,
+                                         _mm512_loadu_ps(row + 16 * v));
+    }
+    _mm512_storeu_ps(plane + w, lanes);
   }
 }
 
+inline void take_channel(const float* row, std::int64_t channels, std::int64_t count,
+                         float* plane) {
+  switch (channels) {
+    case 2: return take_channel<2>(row, count, plane);
+    case 3: return take_channel<3>(row, count, plane);
+    case 4: return take_channel<4>(row, count, plane);
+    default: return take_channel<float>(row, channels, count, plane);
+  }
+}
+#endif
+
+// `plane` is room for a channel of a row.
 template <typename T, bool kTanh>
 void finish_row(const ImageEdgeTransposeCall& call, std::int64_t n, std::int64_t h,
-                const Wide<T>* sums, const Wide<T>* bias) {
+                const Wide<T>* sums, const Wide<T>* bias, Wide<T>* plane) {
   const ImageEdgeShape& shape = call.shape;
   const Wide<T> slope = static_cast<Wide<T>>(call.slope);
   T* result = static_cast<T*>(call.result);
-  if (call.channels_last) {
+  if (call.channels_last || shape.channels == 1) {
     const std::int64_t count = shape.width * shape.channels;
     return finish_pixels<T, kTanh>(sums, bias, count, slope,
                                    result + (n * shape.height + h) * count);
   }
   for (std::int64_t c = 0; c < shape.channels; ++c) {
-    T* plane = result + ((n * shape.channels + c) * shape.height + h) * shape.width;
-    const auto finish = shape.channels == 1   ? finish_plane<T, kTanh, 1>
-                        : shape.channels == 2 ? finish_plane<T, kTanh, 2>
-                        : shape.channels == 3 ? finish_plane<T, kTanh, 3>
-                                              : finish_plane<T, kTanh, 4>;
-    finish(sums + c, bias[c], shape.width, slope, plane);
+    take_channel(sums + c, shape.channels, shape.width, plane);
+    finish_pixels<T, kTanh>(plane, bias + c * shape.width, shape.width, slope,
+                            result + ((n * shape.channels + c) * shape.height + h) * shape.width);
   }
 }
 
@@ -201,7 +295,8 @@ template <typename T>
 struct Space {
   Wide<T>* sums;
   Wide<T>* line;
-  Wide<T>* bias;  // of every number of a row
+  Wide<T>* bias;  // of every number of a row of the result, or of its channels one after the other
+  Wide<T>* plane;  // a channel of a row
   Element<T>* row;
 };
 
@@ -212,14 +307,19 @@ Space<T> prepared(const ImageEdgeTransposeCall& call, const TransposeRows& rows,
   space.sums = static_cast<Wide<T>*>(scratch);
   space.line = space.sums + rows.turn * rows.depth;
   space.bias = space.line + rows.line;
-  space.row = reinterpret_cast<Element<T>*>(space.bias + rows.line);
+  space.plane = space.bias + rows.line;
+  space.row = reinterpret_cast<Element<T>*>(space.plane + rows.line);
   for (std::int64_t i = 0; i < rows.turn * rows.depth; ++i) space.sums[i] = 0;
   for (std::int64_t x = 0; x < rows.line; ++x) space.line[x] = 0;
   for (std::int64_t x = 0; x < rows.line; ++x) space.bias[x] = 0;
   if (call.bias == nullptr) return space;
+  const bool interleaved = call.channels_last || shape.channels == 1;
   for (std::int64_t c = 0; c < shape.channels; ++c) {
     const Wide<T> bias = widen(static_cast<const T*>(call.bias)[c]);
-    for (std::int64_t w = 0; w < shape.width; ++w) space.bias[w * shape.channels + c] = bias;
+    for (std::int64_t w = 0; w < shape.width; ++w) {
+      const std::int64_t at = interleaved ? w * shape.channels + c : c * shape.width + w;
+      space.bias[at] = bias;
+    }
   }
   return space;
 }
@@ -231,7 +331,6 @@ void run(const ImageEdgeTransposeCall& call, std::int64_t begin, std::int64_t en
   const ImageEdgeShape& shape = call.shape;
   const TransposeRows rows = transpose_rows(shape);
   const Space<T> space = prepared<T>(call, rows, scratch);
-  const auto sum_row = sum_row_for<Wide<T>>(rows);
   const auto sums_of = [&](std::int64_t p) {
     return space.sums + p % rows.depth * rows.turn + (rows.groups - 1) * rows.columns;
   };
@@ -262,12 +361,12 @@ void run(const ImageEdgeTransposeCall& call, std::int64_t begin, std::int64_t en
         if (p < 0 || p >= shape.map_height) continue;
         sources.from[sources.count++] = sums_of(p) + i * rows.row;
       }
-      sum_row(rows, sources, shape.map_width, space.line);
+      sum_row_for<Wide<T>>(rows, sources.count)(rows, sources, shape.map_width, space.line);
       const Wide<T>* sums = space.line + shape.padding_w * shape.channels;
       if (call.tanh) {
-        finish_row<T, true>(call, n, h, sums, space.bias);
+        finish_row<T, true>(call, n, h, sums, space.bias, space.plane);
       } else {
-        finish_row<T, false>(call, n, h, sums, space.bias);
+        finish_row<T, false>(call, n, h, sums, space.bias, space.plane);
       }
     }
   }

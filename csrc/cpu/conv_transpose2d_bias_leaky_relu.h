@@ -63,7 +63,7 @@ inline TransposeRows transpose_rows(const cpu::ImageEdgeShape& shape) {
   rows.turn = padded((shape.map_width + 2 * (rows.groups - 1)) * rows.columns + rows.step +
                      cpu::kMostLanes);
   const std::int64_t reached = (shape.map_width + rows.groups - 1) * rows.step;
-  const std::int64_t shown = (shape.padding_w + shape.width) * shape.channels;
+  const std::int64_t shown = (shape.padding_w + padded(shape.width)) * shape.channels;
   rows.line = padded((reached > shown ? reached : shown) + rows.step + cpu::kMostLanes);
   return rows;
 }
@@ -75,7 +75,7 @@ inline cpu::ImageEdgePlan image_edge_conv_transpose2d_plan(const cpu::ImageEdgeS
   // Neighbouring bands compute depth - 1 rows of the map twice: an eighth at most.
   cut(plan, shape, shape.height, 1, 8 * (rows.depth - 1) * shape.stride_h);
   plan.packed_bytes = bytes(shape, (shape.filters + 1) * rows.columns);
-  plan.scratch_bytes = bytes(shape, rows.turn * rows.depth + 2 * rows.line) +
+  plan.scratch_bytes = bytes(shape, rows.turn * rows.depth + 3 * rows.line) +
                        bytes(shape, shape.map_width * shape.filters);
   return plan;
 }

@@ -62,6 +62,17 @@ inline void copy_run(const From* from, std::int64_t step, To* to, std::int64_t t
   }
 }
 
+// Number x of one and number x of the other side by side; none of the other is 0.
+inline void pair_up(const BFloat16* first, const BFloat16* second, std::int64_t count,
+                    BFloat16* to) {
+  FASTGEN_INDEPENDENT
+  for (std::int64_t x = 0; x < count; ++x) {
+    const std::uint32_t word =
+        first[x].bits | static_cast<std::uint32_t>(second == nullptr ? 0 : second[x].bits) << 16;
+    __builtin_memcpy(to + 2 * x, &word, sizeof(word));
+  }
+}
+
 // Rows first ... first + count - 1 of the padded picture, whose strides are in elements.
 template <typename From, typename To>
 void pack_rows(const cpu::ImageEdgeShape& shape, const BandRows& rows, const From* picture,

@@ -106,6 +106,13 @@ inline Vector<float> load_bits(const BFloat16* from, int count) {
   const std::uint32_t lanes = count < 32 ? (std::uint32_t{1} << count) - 1 : ~std::uint32_t{0};
   return reinterpret_cast<Vector<float>>(_mm512_maskz_loadu_epi16(lanes, from));
 }
+// The upper halves of two numbers in a lane: those of `low` below.
+inline Vector<float> pair_lanes(Vector<float> low, Vector<float> high) {
+  const __m512i below = _mm512_srli_epi32(reinterpret_cast<__m512i>(low), 16);
+  const __m512i above = reinterpret_cast<__m512i>(high);
+  return reinterpret_cast<Vector<float>>(
+      _mm512_or_si512(below, _mm512_and_si512(above, _mm512_set1_epi32(-65536))));
+}
 inline void store_lanes(float* to, Vector<float> vector, int count) {
   _mm512_mask_storeu_ps(to, first_lanes(count), vector);
 }
