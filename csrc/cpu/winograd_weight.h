@@ -25,7 +25,7 @@ inline void load_taps(const T* weight, const std::int64_t (&strides)[4], std::in
       if (lane_step == 1) {
         for (int d = 0; d < kWidth; ++d) {
           rows[d] = load(from + d * depth_step);
-          __builtin_prefetch(from + (d + kWidth) * depth_step);
+          __builtin_prefetch(from + (d + 2 * kWidth) * depth_step, 0, 2);
         }
       } else if (depth_step == 1) {
         for (int l = 0; l < kWidth; ++l) {
