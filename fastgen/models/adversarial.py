@@ -26,6 +26,15 @@ class AdversarialModel(GenerativeModel):
         return at_least_float32(self.generator(z))
 
     def fake(self, z: Tensor) -> Tensor:
-        """G(z) as data: no gradient reaches the generator."""
+        """G(z) as data, for the other network: no gradient reaches the generator."""
         with torch.no_grad():
-            return self.decode(z).detach()
+            return self._handed_on(z).detach()
+
+    def _handed_on(self, z: Tensor) -> Tensor:
+        """G(z) for the other network: as :meth:`decode`, but under autocast in the generator's
+        precision, to which that network's first layer would round it again.
+        """
+        images: Tensor = self.generator(z)
+        if torch.is_autocast_enabled(images.device.type):
+            return images
+        return at_least_float32(images)

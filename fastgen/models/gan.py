@@ -98,7 +98,7 @@ class GAN(AdversarialModel):
     def generator_loss(self, x: Tensor, z: Tensor) -> Tensor:
         """What the generator minimizes; only the relativistic loss looks at the real images x."""
         game = GAMES[self.loss]
-        fake = scores(self.discriminator, self.decode(z))
+        fake = scores(self.discriminator, self._handed_on(z))
         if not game.generator_needs_real:
             return game.generator(fake, fake)
         with torch.no_grad():  # real images do not depend on the generator

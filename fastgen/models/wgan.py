@@ -85,7 +85,7 @@ class WGAN(AdversarialModel):
 
     def generator_loss(self, z: Tensor) -> Tensor:
         """What the generator minimizes: -mean f(G(z))."""
-        return -scores(self.critic, self.decode(z)).mean()
+        return -scores(self.critic, self._handed_on(z)).mean()
 
     def phases(self) -> list[Phase]:
         """``"critic"``, `critic_steps` times, then ``"generator"``."""
@@ -105,8 +105,8 @@ class WGAN(AdversarialModel):
     def _critic_losses(self, x: Tensor, z: Tensor) -> Losses:
         fake = self.fake(z)
         # One batch of both: an image's score depends on that image only, and one large call costs
-        # less than two.
-        both = scores(self.critic, torch.cat([x, fake]))
+        # less than two. In one precision, which is the critic's under autocast.
+        both = scores(self.critic, torch.cat([_no_wider(x, fake), fake]))
         gap = both[: len(x)].mean() - both[len(x) :].mean()
         penalty = self.regularizer(self.critic, x, fake)
         if penalty is None:
@@ -118,3 +118,8 @@ class WGAN(AdversarialModel):
 
     def _generator_phase(self, images: Tensor, labels: Tensor | None) -> Losses:
         return {"loss": self.generator_loss(self.latent(len(images)))}
+
+
+def _no_wider(real: Tensor, fake: Tensor) -> Tensor:
+    """Real images in the precision of generated ones, where that is less."""
+    return real.to(fake.dtype) if fake.dtype.itemsize < real.dtype.itemsize else real

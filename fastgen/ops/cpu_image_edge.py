@@ -184,7 +184,13 @@ def masked_forward_wins(
 def weight_gradient_wins(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     if not _measured(weight, geometry) or input.dtype == torch.float64:
         return False
-    if input.dtype == torch.bfloat16:
+    picture, (filters, channels, height, width) = (
+        grad if geometry.transposed else input,
+        weight.shape,
+    )
+    if input.dtype == torch.bfloat16 and compiled.cpu_version() != "avx512bf16":
         return True
-    # A row of the kernel has to fill the registers with sums.
-    return weight.shape[1] * weight.shape[3] >= 8 and weight.shape[0] <= 128
+    # A row of the kernel has to fill the registers with sums, unless oneDNN is slow too.
+    planes = channels > 1 and picture.is_contiguous()
+    fills = height * width > 1 and channels * width >= 4
+    return (planes or fills) and (filters <= 128 or input.dtype == torch.bfloat16)

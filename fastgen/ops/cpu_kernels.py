@@ -71,7 +71,8 @@ for _operations, _pass, _run, _wins, _only in (
      "; float32 with stride 2 in channels_last or from 32 MiB"),
     ([CONV, TRANSPOSED], "input_gradient", cpu_image_edge.input_gradient, cpu_image_edge.wins, ""),
     ([CONV, TRANSPOSED], "weight_gradient", cpu_image_edge.weight_gradient,
-     cpu_image_edge.weight_gradient_wins, "; contiguous pictures, to 64 filters"),
+     cpu_image_edge.weight_gradient_wins,
+     "; a kernel row of 4 or more taps, in float32 to 128 filters"),
 ):  # fmt: skip
     _fits = getattr(cpu_image_edge, f"takes_{_pass}")
     offer(_EDGE, ["cpp"], _operations, [_pass], _run, fits=_fits, expected=_wins,

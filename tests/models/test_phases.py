@@ -117,6 +117,22 @@ def test_losses_are_float32_under_autocast_and_close_to_those_without(name: str)
         torch.testing.assert_close(losses["loss"], exact["loss"], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if "gan" in name])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_other_network_sees_images_in_the_precision_they_were_made_in(
+    name: str, autocast: bool
+) -> None:
+    model: Any = MODELS[name]()
+    judge = model.critic if isinstance(model, WGAN) else model.discriminator
+    seen = []
+    judge.register_forward_pre_hook(lambda _, images: seen.append(images[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        for phase in model.phases():
+            seen.clear()
+            phase.loss(*batch())["loss"].backward()
+            assert autocast or set(seen) == {torch.float32}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_phase_draws_its_noise_from_the_default_generator(name: str) -> None:
     model = MODELS[name]().eval()

@@ -328,8 +328,11 @@ def test_the_rule_takes_the_image_edge_where_it_was_measured_to_be_faster():
     assert chosen(CONV, "weight_gradient", x, g, w, down) == ours
     assert chosen(UP, "weight_gradient", g, x, w, up) == ours
     assert chosen(CONV, "weight_gradient", last, g, w, down) == ours
-    gray, one_channel = torch.randn(2, 1, 16, 16), torch.randn(32, 1, 4, 4)
-    assert chosen(CONV, "weight_gradient", gray, g, one_channel, down) == onednn
+    gray, of_gray = torch.randn(2, 1, 16, 16), torch.randn(32, 1, 3, 3)
+    same = down._replace(stride=(1, 1))
+    assert (
+        chosen(CONV, "weight_gradient", gray, torch.randn(2, 32, 16, 16), of_gray, same) == onednn
+    )
     wide = torch.randn(32, 6, 4, 4)
     assert chosen(CONV, "forward", torch.randn(2, 6, 16, 16), wide, None, 0.2, down) == onednn
     assert chosen(CONV, "forward", x.double(), w.double(), None, 0.2, down) == onednn
