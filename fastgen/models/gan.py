@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .adversarial import AdversarialModel
 from .adversarial_losses import GAMES, value
-from .networks import Discriminator, Generator
+from .networks import Discriminator, Generator, scores_alone
 from .phase import Losses, Phase, trainable
-from .scores import scores, zero_centered_penalty
+from .scores import scores, scores_together, zero_centered_penalty
 
 
 class GAN(AdversarialModel):
@@ -45,7 +45,8 @@ class GAN(AdversarialModel):
     Args:
         generator: any module from z (n, \*latent_shape) to images.
         discriminator: any module from images (n, ...) to logits (n,), (n, 1) or (n, 1, 1, 1). With
-            r1 or r2 an image's logit must depend on that image only (no batch normalization).
+            r1 or r2 an image's logit must depend on that image only (no batch normalization). One
+            of the library's own, :class:`Discriminator`, sees both batches as one.
         latent_dim: length of z, or its shape.
         loss: a row of the table.
         r1, r2: gamma of the penalties; 0 is none.
@@ -118,10 +119,11 @@ class GAN(AdversarialModel):
     def _discriminator_losses(self, x: Tensor, z: Tensor) -> Losses:
         real = x.detach().requires_grad_() if self.r1 else x
         fake = self.fake(z).requires_grad_(bool(self.r2))
-        real_scores, fake_scores = (
-            scores(self.discriminator, real),
-            scores(self.discriminator, fake),
-        )
+        if self.r1 or self.r2 or not scores_alone(self.discriminator):
+            real_scores = scores(self.discriminator, real)
+            fake_scores = scores(self.discriminator, fake)
+        else:
+            real_scores, fake_scores = scores_together(self.discriminator, real, fake)
 
         penalties: Losses = {}
         if self.r1:

@@ -193,6 +193,15 @@ class Critic(Discriminator):
     """
 
 
+def scores_alone(network: nn.Module) -> bool:
+    """Whether an image's score is known to depend on that image only: in a network of the
+    library's own to which nobody has added batch normalization.
+    """
+    return type(network) in (Discriminator, Critic) and not any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
+    )
+
+
 class Encoder(BottomUp):
     """The mean M(x) of an image's latent and, if stochastic, the logarithm of its variance tau^2.
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from .adversarial import AdversarialModel
 from .networks import Critic, Generator
 from .phase import Losses, Phase, trainable
 from .regularizers import GradientPenalty, Regularizer
-from .scores import scores
+from .scores import scores, scores_together
 
 
 class WGAN(AdversarialModel):
@@ -104,10 +103,8 @@ class WGAN(AdversarialModel):
 
     def _critic_losses(self, x: Tensor, z: Tensor) -> Losses:
         fake = self.fake(z)
-        # One batch of both: an image's score depends on that image only, and one large call costs
-        # less than two. In one precision, which is the critic's under autocast.
-        both = scores(self.critic, torch.cat([_no_wider(x, fake), fake]))
-        gap = both[: len(x)].mean() - both[len(x) :].mean()
+        of_real, of_fake = scores_together(self.critic, x, fake)
+        gap = of_real.mean() - of_fake.mean()
         penalty = self.regularizer(self.critic, x, fake)
         if penalty is None:
             return {"loss": -gap, "gap": gap.detach()}
@@ -118,8 +115,3 @@ class WGAN(AdversarialModel):
 
     def _generator_phase(self, images: Tensor, labels: Tensor | None) -> Losses:
         return {"loss": self.generator_loss(self.latent(len(images)))}
-
-
-def _no_wider(real: Tensor, fake: Tensor) -> Tensor:
-    """Real images in the precision of generated ones, where that is less."""
-    return real.to(fake.dtype) if fake.dtype.itemsize < real.dtype.itemsize else real

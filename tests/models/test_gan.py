@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastgen.models import GAN
+from fastgen.models import GAN, Discriminator, Generator
 from fastgen.models.adversarial_losses import GAMES
 
 
@@ -63,6 +65,45 @@ def test_the_phase_logs_the_value_the_logits_and_each_penalty() -> None:
     value = F.logsigmoid(torch.tensor(0.5)) + F.logsigmoid(torch.tensor(-1.0))
     expected = {"value": value.item(), "real_logit": 0.5, "fake_logit": 1.0, "r1": 2.0, "r2": 1.0}
     assert logged == pytest.approx(expected, rel=1e-6)
+
+
+class Own(Discriminator):
+    """Its class may look at a whole batch: nothing is known of it."""
+
+
+class Normalized(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 1))
+
+
+def with_batch_norm() -> nn.Module:
+    discriminator = Discriminator((1, 8, 8), width=4)
+    discriminator.stages.append(nn.BatchNorm2d(discriminator.features // 16))
+    return discriminator
+
+
+@pytest.mark.parametrize(
+    ("make", "batches"),
+    [
+        (lambda: Discriminator((1, 8, 8), width=4), [10]),
+        (lambda: Own((1, 8, 8), width=4), [5, 5]),
+        (Normalized, [5, 5]),
+        (with_batch_norm, [5, 5]),
+    ],
+)
+@pytest.mark.parametrize("loss", GAMES)
+def test_both_batches_are_one_only_where_that_is_known_to_be_the_same(
+    make: Callable[[], nn.Module], batches: list[int], loss: str
+) -> None:
+    discriminator = make()
+    gan = GAN(Generator(3, (1, 8, 8), width=4), discriminator, latent_dim=3, loss=loss)
+    x, z = torch.randn(5, 1, 8, 8), gan.latent(5)
+    real, fake = discriminator(x), discriminator(gan.fake(z))
+    expected = GAMES[loss].discriminator(real.reshape(5), fake.reshape(5))
+    sizes = []
+    discriminator.register_forward_pre_hook(lambda _, images: sizes.append(len(images[0])))
+    torch.testing.assert_close(gan.discriminator_loss(x, z), expected)
+    assert sizes == batches
 
 
 def test_the_real_images_handed_in_are_left_as_they_were() -> None:

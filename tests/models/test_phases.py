@@ -184,9 +184,9 @@ class CountWeightGradients(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize(
     ("model", "phase", "expected"),
     [
-        # Three stages on each side. A discriminator sees two batches, a critic both as one; a
-        # penalty adds one more.
-        (partial(GAN.for_images, loss="non_saturating"), "discriminator", 6),
+        # Three stages on each side. Both batches are seen as one, but for a discriminator with a
+        # penalty; a penalty adds one more.
+        (partial(GAN.for_images, loss="non_saturating"), "discriminator", 3),
         (partial(GAN.for_images, loss="non_saturating", r1=1.0), "discriminator", 9),
         (partial(GAN.for_images, loss="relativistic", r1=1.0, r2=1.0), "discriminator", 12),
         (partial(GAN.for_images, loss="non_saturating"), "generator", 3),
