@@ -180,7 +180,8 @@ struct Block {
 template <typename T>
 Block<T> block_of(const WinogradShape& shape, std::int64_t image, std::int64_t images,
                   std::int64_t first, std::int64_t stop) {
-  Block<T> block{image, images, first, stop};
+  Block<T> block{};
+  block.image = image, block.images = images, block.first = first, block.stop = stop;
   for (int kind = 0; kind < kWinogradKinds; ++kind) {
     block.tiles[kind] = winograd::tiles_between(shape, kind, first, stop);
     block.begin[kind + 1] = block.begin[kind] + block.tiles[kind].in(images);

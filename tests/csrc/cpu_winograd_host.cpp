@@ -1,0 +1,101 @@
+// Runs the pieces of the Winograd kernels of csrc/cpu one by one, the last one first, each with
+// scratch memory that ends where the plan says and holds NaN before.
+
+#include "cpu/conv2d_bias_leaky_relu_winograd.h"
+#include "cpu/conv2d_bias_leaky_relu_winograd_weight.h"
+#include "cpu/conv_transpose2d_bias_leaky_relu_winograd.h"
+#include "host.h"
+
+using namespace fastgen;
+using namespace fastgen::cpu;
+namespace kernels = fastgen::cpu::FASTGEN_CPU;
+
+namespace {
+
+struct Options {
+  std::string folder, operation;
+  WinogradShape shape;
+  bool bias, output, stream;
+  double slope;
+  std::int64_t offset, threads, weight_strides[4];
+};
+
+void run_pieces(const WinogradCall& call, Winograd* kernel) {
+  for (std::int64_t piece = call.plan.pieces; piece-- > 0;) {
+    host::Buffer<char> scratch(call.plan.scratch_bytes);
+    kernel(call, piece, piece + 1, scratch.data());
+  }
+}
+
+void run_packed(const WinogradCall& call, WinogradPack* pack, Winograd* kernel) {
+  if (call.plan.packed_bytes > 0) {
+    for (std::int64_t panel = call.plan.panels; panel-- > 0;) pack(call, panel, panel + 1);
+  }
+  run_pieces(call, kernel);
+}
+
+template <typename T>
+void run(const Options& o) {
+  const WinogradShape& s = o.shape;
+  const bool transposed = o.operation == "transposed", gradient = o.operation == "weight";
+  host::Buffer<T> input(s.batch * s.channels * s.height * s.width, o.offset);
+  host::Buffer<T> map(s.batch * s.filters * s.map_height * s.map_width, o.offset);
+  host::Buffer<T> weight(s.filters * s.channels * s.kernel * s.kernel, o.offset);
+  host::Buffer<T> bias(transposed ? s.channels : s.filters), output(map.count(), o.offset);
+  WinogradCall call{};
+  call.shape = s;
+  call.plan = transposed ? winograd_conv_transpose2d_plan(s, o.threads)
+              : gradient ? winograd_conv2d_weight_plan(s, o.threads)
+                         : winograd_conv2d_plan(s, o.threads);
+  host::Buffer<char> packed(call.plan.packed_bytes);
+  call.packed = call.plan.packed_bytes > 0 ? packed.data() : nullptr;
+  call.slope = o.slope;
+  call.stream = o.stream;
+  std::copy(o.weight_strides, o.weight_strides + 4,
+            gradient ? call.result_strides : call.weight_strides);
+  if (!transposed) call.input = input.read(o.folder + "/input.bin").data();
+  if (transposed || gradient) call.map = map.read(o.folder + "/map.bin").data();
+  if (!gradient) call.weight = weight.read(o.folder + "/weight.bin").data();
+  call.bias = o.bias ? bias.read(o.folder + "/bias.bin").data() : nullptr;
+  call.output = o.output ? output.read(o.folder + "/output.bin").data() : nullptr;
+  host::Buffer<T>& result = transposed ? input : gradient ? weight : map;
+  call.result = result.data();
+  if (transposed) {
+    run_packed(call, kernels::winograd_conv_transpose2d_pack, kernels::winograd_conv_transpose2d);
+  } else if (gradient) {
+    run_pieces(call, kernels::winograd_conv2d_weight);
+    if (call.plan.segments > 1) {
+      for (std::int64_t k = s.filters; k-- > 0;) kernels::winograd_conv2d_weight_sum(call, k, k + 1);
+    }
+  } else {
+    run_packed(call, kernels::winograd_conv2d_pack, kernels::winograd_conv2d);
+  }
+  result.write(o.folder + "/result.bin");
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  host::require(count == 26, "25 arguments, see test_cpu_winograd.py");
+  int next = 4;
+  const auto number = [&]() -> std::int64_t { return std::atoll(arguments[next++]); };
+  Options o{};
+  o.folder = arguments[1], o.operation = arguments[2];
+  const std::string dtype = arguments[3];
+  o.slope = std::atof(arguments[next++]);
+  WinogradShape& s = o.shape;
+  for (bool* flag : {&o.bias, &o.output, &o.stream, &s.mixed}) *flag = number() != 0;
+  o.offset = number(), o.threads = number();
+  for (std::int64_t* value : {&s.batch, &s.channels, &s.height, &s.width, &s.filters, &s.map_height,
+                              &s.map_width, &s.kernel, &s.stride, &s.padding_h, &s.padding_w}) {
+    *value = number();
+  }
+  for (std::int64_t& stride : o.weight_strides) stride = number();
+  s.dtype = dtype == "float32"    ? Dtype::float32
+            : dtype == "bfloat16" ? Dtype::bfloat16
+                                  : Dtype::float64;
+  if (dtype == "float32") run<float>(o);
+  if (dtype == "bfloat16") run<BFloat16>(o);
+  if (dtype == "float64") run<double>(o);
+  return 0;
+}
