@@ -8,9 +8,10 @@ What stands between the two markers is replaced; no number there is typed by han
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from results import between
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "accelerate.json"
@@ -59,9 +60,8 @@ def accelerate_table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    between = f"{MARKERS[0]}\n{accelerate_table(json.loads(RESULTS.read_text()))}\n{MARKERS[1]}"
-    pattern = re.compile(f"{MARKERS[0]}.*?{MARKERS[1]}", re.DOTALL)
-    PAGE.write_text(pattern.sub(lambda found: between, PAGE.read_text()))
+    table = accelerate_table(json.loads(RESULTS.read_text()))
+    PAGE.write_text(between(MARKERS, table, PAGE.read_text()))
 
 
 if __name__ == "__main__":

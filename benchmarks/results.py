@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -56,6 +57,31 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine_line(results: dict[str, Any]) -> str:
+    """On what results were measured, and when."""
+    machine = results["machine"]
+    threads = f"{machine['threads']} thread, " if "threads" in machine else ""
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {threads}"
+        f"torch {machine['torch']}, Python {machine['python']}, commit {machine['commit']}, "
+        f"{results['date']}."
+    )
+
+
+def between(markers: tuple[str, str], written: str, page: str) -> str:
+    """A page with what stands between two markers written anew.
+
+    Raises:
+        ValueError: the page does not have them once.
+    """
+    first, last = markers
+    pattern = re.compile(f"{re.escape(first)}.*?{re.escape(last)}", re.DOTALL)
+    page, places = pattern.subn(lambda found: f"{first}\n{written}\n{last}", page)
+    if places != 1:
+        raise ValueError(f"the page must have {first} and {last} once (got {places})")
+    return page
 
 
 def verdict(reached: float | None, target: float, *, at_most: bool = False) -> str:

@@ -8,13 +8,12 @@ said plainly, and a target that is missed is named with by how much.
 
 from __future__ import annotations
 
-import re
 import statistics
 from pathlib import Path
 from typing import Any
 
 from gpu import targets
-from results import CPU, FOLDER, GPU, read, table, verdict
+from results import CPU, FOLDER, GPU, between, machine_line, read, table, verdict
 
 Results = dict[str, Any]
 
@@ -23,16 +22,6 @@ PAGE = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 TARGETS = {"float32": 1.6, "bfloat16": 1.5}
 MARKERS = ("<!-- numbers -->", "<!-- end of numbers -->")
-
-
-def machine_line(results: Results) -> str:
-    machine = results["machine"]
-    threads = f"{machine['threads']} thread, " if "threads" in machine else ""
-    return (
-        f"{machine['processor']}, {machine['cores']} cores, {threads}"
-        f"torch {machine['torch']}, Python {machine['python']}, commit {machine['commit']}, "
-        f"{results['date']}."
-    )
 
 
 def spread(values: list[float], form: str) -> str:
@@ -375,12 +364,7 @@ def with_numbers(text: str, folder: Path = FOLDER) -> str:
     """The README with its table of numbers written anew."""
     penalty = measured(folder / "penalty.json")
     numbers = numbers_table(penalty, read(folder / CPU.name), read(folder / GPU.name))
-    between = f"{MARKERS[0]}\n{numbers}\n{MARKERS[1]}"
-    pattern = re.compile(f"{MARKERS[0]}.*?{MARKERS[1]}", re.DOTALL)
-    written, places = pattern.subn(lambda found: between, text)
-    if places != 1:
-        raise ValueError(f"the README must have {MARKERS[0]} and {MARKERS[1]} once (got {places})")
-    return written
+    return between(MARKERS, numbers, text)
 
 
 def main() -> None:

@@ -268,6 +268,11 @@ inline void take_channel(const float* row, std::int64_t channels, std::int64_t c
 }
 #endif
 
+// Whether a pixel's channels are neighbours in the result.
+bool interleaved(const ImageEdgeTransposeCall& call) {
+  return call.channels_last || call.shape.channels == 1;
+}
+
 // `plane` is room for a channel of a row.
 template <typename T, bool kTanh>
 void finish_row(const ImageEdgeTransposeCall& call, std::int64_t n, std::int64_t h,
@@ -275,7 +280,7 @@ void finish_row(const ImageEdgeTransposeCall& call, std::int64_t n, std::int64_t
   const ImageEdgeShape& shape = call.shape;
   const Wide<T> slope = static_cast<Wide<T>>(call.slope);
   T* result = static_cast<T*>(call.result);
-  if (call.channels_last || shape.channels == 1) {
+  if (interleaved(call)) {
     const std::int64_t count = shape.width * shape.channels;
     return finish_pixels<T, kTanh>(sums, bias, count, slope,
                                    result + (n * shape.height + h) * count);
@@ -313,11 +318,10 @@ Space<T> prepared(const ImageEdgeTransposeCall& call, const TransposeRows& rows,
   for (std::int64_t x = 0; x < rows.line; ++x) space.line[x] = 0;
   for (std::int64_t x = 0; x < rows.line; ++x) space.bias[x] = 0;
   if (call.bias == nullptr) return space;
-  const bool interleaved = call.channels_last || shape.channels == 1;
   for (std::int64_t c = 0; c < shape.channels; ++c) {
     const Wide<T> bias = widen(static_cast<const T*>(call.bias)[c]);
     for (std::int64_t w = 0; w < shape.width; ++w) {
-      const std::int64_t at = interleaved ? w * shape.channels + c : c * shape.width + w;
+      const std::int64_t at = interleaved(call) ? w * shape.channels + c : c * shape.width + w;
       space.bias[at] = bias;
     }
   }

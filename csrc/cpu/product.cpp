@@ -11,6 +11,7 @@ constexpr int most_rows(int vectors) {
   if (kRegisters == 32) return vectors == 3 ? 8 : 12;
   return vectors == 1 ? 8 : vectors == 2 ? 6 : 4;
 }
+// Nine: the taps of a row of a 3x3 kernel over three channels.
 constexpr int fewer_rows(int rows) {
   return rows > 9 ? 9 : rows > 8 ? 8 : rows > 4 ? 4 : rows / 2;
 }

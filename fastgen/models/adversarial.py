@@ -35,6 +35,7 @@ class AdversarialModel(GenerativeModel):
         precision, to which that network's first layer would round it again.
         """
         images: Tensor = self.generator(z)
-        if torch.is_autocast_enabled(images.device.type):
+        kind = images.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return images
         return at_least_float32(images)

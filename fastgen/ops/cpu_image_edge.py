@@ -130,15 +130,15 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 #
 # Times over those of oneDNN with the same fusion, contiguous / channels_last:
 #
-#     pass             dtype      3->32 64x64 4x4 s2  3->64 64x64 3x3  3->64 64x64 1x1  1->64 28x28
+#     pass             dtype      3->32 64x64 4x4 s2  3->64 64x64 3x3  3->64 64x64 1x1  1->64 4x4 s2
 #     forward          float32    0.98 / 0.93         0.71 / 0.96      0.32 / 0.74      0.97
 #     forward          bfloat16   0.76 / 0.70         0.76 / 0.89      0.52 / 1.14      0.67
 #     masked forward   float32    1.11 / 0.88         0.99 / 1.18      0.72 / 0.96      0.91
 #     masked forward   bfloat16   0.72 / 0.60         0.71 / 0.94      0.51 / 0.74      0.56
-#     input gradient   float32    0.45 / 0.43         0.27 / 0.34      0.79 / 0.59      0.34
-#     input gradient   bfloat16   0.60 / 0.41         0.38 / 0.35      0.79 / 0.71      0.42
-#     weight gradient  float32    1.03 / 1.19         0.80 / 0.94      0.58 / 2.97      0.81
-#     weight gradient  bfloat16   0.99 / 1.17         0.59 / 1.26      0.54 / 1.37      0.60
+#     input gradient   float32    0.36 / 0.39         0.25 / 0.37      0.75 / 0.61      0.38 / 0.19
+#     input gradient   bfloat16   0.33 / 0.34         0.31 / 0.32      0.54 / 0.81      0.44 / 0.24
+#     weight gradient  float32    0.90 / 0.86         0.65 / 0.73      0.37 / 1.45      1.04 / 0.91
+#     weight gradient  bfloat16   0.82 / 0.74         0.39 / 0.82      0.22 / 0.70      0.58 / 0.69
 #
 # Where the C library takes fresh memory for a result, more than 32 MiB, ours has been there before
 # (csrc/ops/kept_memory.h): 3->64 64x64 3x3 forward 6.5 against 48 ms, channels_last 5.2 against 25.
@@ -182,15 +182,13 @@ def masked_forward_wins(
 
 
 def weight_gradient_wins(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    if not _measured(weight, geometry) or input.dtype == torch.float64:
+    bfloat16 = input.dtype == torch.bfloat16
+    if not _measured(weight, geometry) or input.dtype not in (torch.float32, torch.bfloat16):
         return False
-    picture, (filters, channels, height, width) = (
-        grad if geometry.transposed else input,
-        weight.shape,
-    )
-    if input.dtype == torch.bfloat16 and compiled.cpu_version() != "avx512bf16":
+    if bfloat16 and compiled.cpu_version() != "avx512bf16":
         return True
+    filters, channels, height, width = weight.shape
     # A row of the kernel has to fill the registers with sums, unless oneDNN is slow too.
-    planes = channels > 1 and picture.is_contiguous()
     fills = height * width > 1 and channels * width >= 4
-    return (planes or fills) and (filters <= 128 or input.dtype == torch.bfloat16)
+    planes = channels > 1 and (grad if geometry.transposed else input).is_contiguous()
+    return (fills or planes) and (bfloat16 or filters <= 128)

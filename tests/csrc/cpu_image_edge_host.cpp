@@ -1,10 +1,9 @@
-// Runs the pieces of the image-edge kernels of csrc/cpu one by one, the last one first, each with
-// scratch memory that ends where the plan says and holds NaN before.
+// Runs the image-edge kernels of csrc/cpu piece by piece.
 
 #include "cpu/conv2d_bias_leaky_relu.h"
 #include "cpu/conv2d_bias_leaky_relu_weight.h"
 #include "cpu/conv_transpose2d_bias_leaky_relu.h"
-#include "host.h"
+#include "cpu_host.h"
 
 using namespace fastgen;
 using namespace fastgen::cpu;
@@ -19,15 +18,6 @@ struct Options {
   double slope;
   std::int64_t offset, picture_strides[4], weight_strides[4];
 };
-
-template <typename Call>
-void run_pieces(const Call& call,
-                void (*kernel)(const Call&, std::int64_t, std::int64_t, void*)) {
-  for (std::int64_t piece = call.plan.pieces; piece-- > 0;) {
-    host::Buffer<char> scratch(call.plan.scratch_bytes);
-    kernel(call, piece, piece + 1, scratch.data());
-  }
-}
 
 std::int64_t reach(const std::int64_t (&extents)[4], const std::int64_t (&strides)[4]) {
   std::int64_t last = 0;
@@ -64,7 +54,7 @@ void run(const Options& o) {
     host::Buffer<char> packed(call.plan.packed_bytes);
     call.packed = packed.data();
     kernels::image_edge_conv_transpose2d_pack(call);
-    run_pieces(call, kernels::image_edge_conv_transpose2d);
+    host::run_pieces(call, kernels::image_edge_conv_transpose2d);
     return result.write(o.folder + "/result.bin");
   }
 
@@ -84,7 +74,7 @@ void run(const Options& o) {
     std::copy(o.weight_strides, o.weight_strides + 4, call.result_strides);
     host::Buffer<char> packed(call.plan.packed_bytes);
     call.packed = packed.data();
-    run_pieces(call, kernels::image_edge_conv2d_weight);
+    host::run_pieces(call, kernels::image_edge_conv2d_weight);
     kernels::image_edge_conv2d_weight_sum(call);
     return result.write(o.folder + "/result.bin");
   }
@@ -106,7 +96,7 @@ void run(const Options& o) {
   host::Buffer<char> packed(call.plan.packed_bytes);
   call.packed = packed.data();
   kernels::image_edge_conv2d_pack(call);
-  run_pieces(call, kernels::image_edge_conv2d);
+  host::run_pieces(call, kernels::image_edge_conv2d);
   result.write(o.folder + "/result.bin");
 }
 
@@ -114,30 +104,26 @@ void run(const Options& o) {
 
 int main(int count, char** arguments) {
   host::require(count == 33, "32 arguments, see test_cpu_image_edge.py");
-  int next = 4;
-  const auto number = [&]() -> std::int64_t { return std::atoll(arguments[next++]); };
+  host::Arguments next{arguments, 4};
   Options o{};
   o.folder = arguments[1], o.operation = arguments[2];
-  const std::string dtype = arguments[3];
-  o.slope = std::atof(arguments[next++]);
+  o.slope = next.real();
   for (bool* flag :
        {&o.channels_last, &o.map_channels_last, &o.bias, &o.output, &o.tanh, &o.stream}) {
-    *flag = number() != 0;
+    *flag = next.flag();
   }
-  o.offset = number();
+  o.offset = next.number();
   ImageEdgeShape& s = o.shape;
   for (std::int64_t* value :
        {&s.batch, &s.channels, &s.height, &s.width, &s.filters, &s.map_height, &s.map_width,
         &s.kernel_h, &s.kernel_w, &s.stride_h, &s.stride_w, &s.padding_h, &s.padding_w}) {
-    *value = number();
+    *value = next.number();
   }
-  for (std::int64_t& stride : o.picture_strides) stride = number();
-  for (std::int64_t& stride : o.weight_strides) stride = number();
-  s.dtype = dtype == "float32"    ? Dtype::float32
-            : dtype == "bfloat16" ? Dtype::bfloat16
-                                  : Dtype::float64;
-  if (dtype == "float32") run<float>(o);
-  if (dtype == "bfloat16") run<BFloat16>(o);
-  if (dtype == "float64") run<double>(o);
+  for (std::int64_t& stride : o.picture_strides) stride = next.number();
+  for (std::int64_t& stride : o.weight_strides) stride = next.number();
+  host::with_cpu_dtype(arguments[3], [&](Dtype dtype, auto element) {
+    s.dtype = dtype;
+    run<decltype(element)>(o);
+  });
   return 0;
 }

@@ -1,10 +1,9 @@
-// Runs the pieces of the Winograd kernels of csrc/cpu one by one, the last one first, each with
-// scratch memory that ends where the plan says and holds NaN before.
+// Runs the Winograd kernels of csrc/cpu piece by piece.
 
 #include "cpu/conv2d_bias_leaky_relu_winograd.h"
 #include "cpu/conv2d_bias_leaky_relu_winograd_weight.h"
 #include "cpu/conv_transpose2d_bias_leaky_relu_winograd.h"
-#include "host.h"
+#include "cpu_host.h"
 
 using namespace fastgen;
 using namespace fastgen::cpu;
@@ -20,18 +19,11 @@ struct Options {
   std::int64_t offset, threads, weight_strides[4];
 };
 
-void run_pieces(const WinogradCall& call, Winograd* kernel) {
-  for (std::int64_t piece = call.plan.pieces; piece-- > 0;) {
-    host::Buffer<char> scratch(call.plan.scratch_bytes);
-    kernel(call, piece, piece + 1, scratch.data());
-  }
-}
-
 void run_packed(const WinogradCall& call, WinogradPack* pack, Winograd* kernel) {
   if (call.plan.packed_bytes > 0) {
     for (std::int64_t panel = call.plan.panels; panel-- > 0;) pack(call, panel, panel + 1);
   }
-  run_pieces(call, kernel);
+  host::run_pieces(call, kernel);
 }
 
 template <typename T>
@@ -63,7 +55,7 @@ void run(const Options& o) {
   if (transposed) {
     run_packed(call, kernels::winograd_conv_transpose2d_pack, kernels::winograd_conv_transpose2d);
   } else if (gradient) {
-    run_pieces(call, kernels::winograd_conv2d_weight);
+    host::run_pieces(call, kernels::winograd_conv2d_weight);
     if (call.plan.segments > 1) {
       for (std::int64_t k = s.filters; k-- > 0;) kernels::winograd_conv2d_weight_sum(call, k, k + 1);
     }
@@ -77,25 +69,21 @@ void run(const Options& o) {
 
 int main(int count, char** arguments) {
   host::require(count == 26, "25 arguments, see test_cpu_winograd.py");
-  int next = 4;
-  const auto number = [&]() -> std::int64_t { return std::atoll(arguments[next++]); };
+  host::Arguments next{arguments, 4};
   Options o{};
   o.folder = arguments[1], o.operation = arguments[2];
-  const std::string dtype = arguments[3];
-  o.slope = std::atof(arguments[next++]);
+  o.slope = next.real();
   WinogradShape& s = o.shape;
-  for (bool* flag : {&o.bias, &o.output, &o.stream, &s.mixed}) *flag = number() != 0;
-  o.offset = number(), o.threads = number();
+  for (bool* flag : {&o.bias, &o.output, &o.stream, &s.mixed}) *flag = next.flag();
+  o.offset = next.number(), o.threads = next.number();
   for (std::int64_t* value : {&s.batch, &s.channels, &s.height, &s.width, &s.filters, &s.map_height,
                               &s.map_width, &s.kernel, &s.stride, &s.padding_h, &s.padding_w}) {
-    *value = number();
+    *value = next.number();
   }
-  for (std::int64_t& stride : o.weight_strides) stride = number();
-  s.dtype = dtype == "float32"    ? Dtype::float32
-            : dtype == "bfloat16" ? Dtype::bfloat16
-                                  : Dtype::float64;
-  if (dtype == "float32") run<float>(o);
-  if (dtype == "bfloat16") run<BFloat16>(o);
-  if (dtype == "float64") run<double>(o);
+  for (std::int64_t& stride : o.weight_strides) stride = next.number();
+  host::with_cpu_dtype(arguments[3], [&](Dtype dtype, auto element) {
+    s.dtype = dtype;
+    run<decltype(element)>(o);
+  });
   return 0;
 }

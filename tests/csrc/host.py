@@ -134,6 +134,22 @@ def run(
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
+INTEGERS = {2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
+"""By the size of an element: integers of it, as which any dtype travels."""
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's storage, in the order of memory."""
+    flat = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+    return flat.view(INTEGERS[tensor.element_size()][0]).numpy()
+
+
+def result_like(folder: Path, like: torch.Tensor) -> torch.Tensor:
+    """What the program wrote as its result, in dtype, shape and strides like a tensor."""
+    flat = result(folder, "result", INTEGERS[like.element_size()][1])
+    return torch.from_numpy(flat).view(like.dtype).as_strided(like.shape, like.stride())
+
+
 def result(folder: Path, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray:
     """What the program wrote to `<folder>/<name>.bin`, flat."""
     return np.fromfile(folder / f"{name}.bin", dtype=dtype)

@@ -7,17 +7,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from host import build, cpu_flags, cpu_versions, result, run
+from host import bits, build, cpu_flags, cpu_versions, result_like, run
 from torch import Tensor
 
 # The least and the most; tests/ops/test_cpu_image_edge.py holds those between to them.
 VERSIONS = sorted({cpu_versions()[0], cpu_versions()[-1]})
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-INTEGERS = {2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 KERNELS = (
     "product",
@@ -49,12 +47,6 @@ def program(request) -> Path:
     # GCC 12 warns about its own AVX-512 intrinsics.
     more = ["-Wno-maybe-uninitialized", *cpu_flags(request.param)]
     return build(f"cpu_image_edge_{request.param}", sources, more=more)
-
-
-def bits(tensor: Tensor) -> np.ndarray:
-    """The tensor's storage, in the order of memory."""
-    flat = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
-    return flat.view(INTEGERS[tensor.element_size()][0]).numpy()
 
 
 def gapped(tensor: Tensor) -> Tensor:
@@ -90,8 +82,7 @@ def check(program: Path, folder: Path, geometry: tuple, dtype: str, seed: int) -
         arguments = [operation, dtype, options.get("slope", 1.0), *map(int, flags)]
         arguments += [draw.randrange(4), *numbers, *strides]
         run(program, arguments, {name: bits(t) for name, t in inputs.items()}, folder)
-        flat = torch.from_numpy(result(folder, "result", INTEGERS[kind.itemsize][1])).view(kind)
-        return flat.as_strided(shape, like.stride()).double()
+        return result_like(folder, like).double()
 
     def compare(ours: Tensor, truth: Tensor, terms: Tensor) -> None:
         # One rounding of the result, and roundings of a sum of so many absolute terms.

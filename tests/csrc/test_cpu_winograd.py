@@ -9,17 +9,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from host import build, cpu_flags, cpu_versions, result, run
+from host import bits, build, cpu_flags, cpu_versions, result_like, run
 from torch import Tensor
 
 # tests/ops/test_cpu_winograd.py holds those between to them.
 VERSIONS = sorted({cpu_versions()[0], cpu_versions()[-1]})
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-INTEGERS = {2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Of the largest sum of absolute terms: what tiles of three make of a rounding, and in bfloat16 that
 # transformed numbers are rounded to it.
@@ -54,12 +52,6 @@ def program(request) -> Path:
     return build(f"cpu_winograd_{request.param}", sources, sanitize=False, more=more)
 
 
-def bits(tensor: Tensor) -> np.ndarray:
-    """The tensor's storage, in the order of memory."""
-    flat = tensor.as_strided((tensor.numel(),), (1,), 0)
-    return flat.view(INTEGERS[tensor.element_size()][0]).numpy()
-
-
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -82,8 +74,7 @@ def test_every_pass_piece_by_piece(program, tmp_path, geometry, dtype, mixed):
         numbers += [n, c, height, width, k, *exact.shape[2:], kernel, stride, *padding, *w.stride()]
         arguments = [operation, dtype, slope, *map(int, flags), *numbers]
         run(program, arguments, {name: bits(t) for name, t in inputs.items()}, tmp_path)
-        flat = torch.from_numpy(result(tmp_path, "result", INTEGERS[kind.itemsize][1])).view(kind)
-        ours = flat.as_strided(like.shape, like.stride()).double()
+        ours = result_like(tmp_path, like).double()
         assert not ours.isnan().any()
         allowed = torch.finfo(kind).eps / 2 * truth.abs() + TOLERANCE[dtype] * terms.max()
         assert ((ours - truth).abs() <= allowed).all(), ((ours - truth).abs() / allowed).max()

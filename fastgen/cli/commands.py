@@ -1,17 +1,10 @@
-"""The command line: train, sample, evaluate, info, bench.
-
-Commands import torch when they run, and every failure that a user can mend is one line on standard
-error: exit code 2 for wrong input, 1 for what went wrong on the way, 130 and 143 for Ctrl-C and
-SIGTERM.
-"""
+"""The commands: train, sample, evaluate, info, bench. They import torch when they run."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +25,15 @@ from fastgen.training.config import (
 )
 from fastgen.training.run_folder import RunFolder, next_run
 from fastgen.training.text import columns
+
+from .failures import (
+    fail,
+    one_line_for_an_interrupt,
+    one_line_for_each_failure,
+    warn,
+    warn_line,
+    wrong_input,
+)
 
 app = typer.Typer(
     name="fastgen",
@@ -250,14 +252,14 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    with _one_line_for_each_failure():
+    with one_line_for_each_failure():
         from fastgen.data import AffineJitter
         from fastgen.training.summary import describe
         from fastgen.training.trainer import Trainer
 
-        with _wrong_input():
+        with wrong_input():
             settings, splits = with_data(resolve(model, given))
-            _warn(f"skipped {path}: {reason}" for path, reason in splits.train.skipped)
+            warn(f"skipped {path}: {reason}" for path, reason in splits.train.skipped)
             network = build_model(settings)
             if dry_run:
                 typer.echo(describe(network, settings, splits))
@@ -290,7 +292,7 @@ def train(
             "sample_every": sample_every,
             "checkpoint_every": checkpoint_every,
         }
-        with _one_line_for_an_interrupt(_command(model, shown)):
+        with one_line_for_an_interrupt(_command(model, shown)):
             if not trainer.fit(settings["steps"]):
                 done = f"{folder.path} has its {settings['steps']} steps already"
                 typer.echo(f"{done}: give a larger --steps to go on")
@@ -321,7 +323,7 @@ def sample(
     ] = False,
 ) -> None:
     """Draw images with a trained model's averaged weights."""
-    with _one_line_for_each_failure(), _wrong_input():
+    with one_line_for_each_failure(), wrong_input():
         from fastgen.training.devices import resolve_device
         from fastgen.training.loading import load_run
         from fastgen.training.pictures import DrawsImages, interpolations, save_png, tiles
@@ -331,7 +333,7 @@ def sample(
         if path.suffix.lower() != ".png" or path.is_dir():
             raise ConfigError(f"--out must be a PNG file (got {path})")
         loaded = load_run(run, device=resolve_device("auto"))
-        _warn(loaded.complaints)
+        warn(loaded.complaints)
         if not isinstance(loaded.model, DrawsImages):
             raise ConfigError(f"{run} holds a run of {loaded.settings['model']}: {CANNOT_DRAW}")
         draw = interpolations if interpolate else type(loaded.model).sample
@@ -356,7 +358,7 @@ def evaluate(
     wgan: Frechet distance, precision and recall, beside what two halves of the real images reach.
     The numbers also go to evaluation.json and to the report.
     """
-    with _one_line_for_each_failure(), _wrong_input():
+    with one_line_for_each_failure(), wrong_input():
         from fastgen.data import fingerprint, load
         from fastgen.files import replace_file
         from fastgen.training.devices import resolve_device
@@ -365,11 +367,11 @@ def evaluate(
         from fastgen.training.report import write_report
 
         loaded = load_run(run, device=resolve_device("auto"))
-        _warn(loaded.complaints)
+        warn(loaded.complaints)
         splits = load(loaded.settings["data"], image_size=loaded.settings["image_size"])
         if fingerprint(splits.train) != loaded.settings["data_fingerprint"]:
-            _warn([f"{loaded.settings['data']} has changed since this run was trained on it"])
-        numbers = measure(loaded.model, splits, say=lambda line: _warn([line]))
+            warn([f"{loaded.settings['data']} has changed since this run was trained on it"])
+        numbers = measure(loaded.model, splits, say=lambda line: warn([line]))
         results = {"step": loaded.step, **numbers}
         folder = RunFolder(run)
         replace_file(folder.evaluation, json.dumps(results, indent=1).encode())
@@ -464,11 +466,11 @@ def bench(
     the user's cache folder and used by every later run with the same shapes; `fastgen info
     --routes` shows them.
     """
-    with _one_line_for_each_failure(), _wrong_input():
+    with one_line_for_each_failure(), wrong_input():
         if not tune:
             complete = _climb(quick, out, threads, device)
             if not complete:
-                raise _fail(f"stopped; what was measured is in {out}", 130)
+                raise fail(f"stopped; what was measured is in {out}", 130)
             return
         import torch
 
@@ -493,7 +495,7 @@ def _climb(quick: bool, out: Path, threads: int, device: str) -> bool:
     from fastgen.bench.climb import climb
     from fastgen.bench.tables import machine_line
 
-    climbed = climb(out, quick=quick, threads=threads, device=device, say=_warn_line)
+    climbed = climb(out, quick=quick, threads=threads, device=device, say=warn_line)
     _print_tables(climbed.tables)
     for line in climbed.left_out:
         typer.echo(f"not measured, {line}")
@@ -528,67 +530,3 @@ def _say_where(folder: RunFolder, step: int) -> None:
 
 def _rounded(results: dict[str, float]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), f"{value:.5g}") for name, value in results.items()]
-
-
-def _warn(lines: Any) -> None:
-    for line in lines:
-        typer.echo(f"fastgen: {line}", err=True)
-
-
-def _warn_line(line: str) -> None:
-    _warn([line])
-
-
-def _fail(message: object, code: int) -> typer.Exit:
-    typer.echo(f"fastgen: {message}", err=True)
-    return typer.Exit(code)
-
-
-@contextmanager
-def _wrong_input() -> Iterator[None]:
-    """Inside, a ValueError is about what the user gave."""
-    from fastgen.ops.backend import default_backend
-
-    try:
-        default_backend()
-        yield
-    except ValueError as error:
-        raise _fail(error, 2) from error
-
-
-@contextmanager
-def _one_line_for_each_failure() -> Iterator[None]:
-    """Everything that can go wrong without a bug ends in one line."""
-    from fastgen.ops.backend import BackendUnavailable
-    from fastgen.training.checkpoint import CheckpointError
-    from fastgen.training.finite import NonFiniteLoss
-    from fastgen.training.graphs import CaptureError
-    from fastgen.training.run_folder import FolderInUse
-
-    try:
-        yield
-    except (BackendUnavailable, FolderInUse) as error:
-        raise _fail(error, 2) from error
-    except (CaptureError, CheckpointError, NonFiniteLoss) as error:
-        raise _fail(error, 1) from error
-    except ModuleNotFoundError as error:
-        hint = 'pip install "fastgen-kernels[train]"'
-        raise _fail(f"{error.name} is not installed: {hint}", 1) from error
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise _fail(f"{where}{error.strerror or error}", 1) from error
-
-
-@contextmanager
-def _one_line_for_an_interrupt(command: str) -> Iterator[None]:
-    from fastgen.training.interrupt import Interrupted
-
-    try:
-        yield
-    except Interrupted as stop:
-        message = f"{stop}, saved in {stop.checkpoint}. To go on:\n  {command}"
-        raise _fail(message, stop.exit_code) from stop
-    except KeyboardInterrupt as stop:
-        raise _fail(
-            f"stopped at once. To go on from the last checkpoint:\n  {command}", 130
-        ) from stop

@@ -1,0 +1,79 @@
+"""How a command fails: every failure that a user can mend is one line on standard error.
+
+Exit code 2 for wrong input, 1 for what went wrong on the way, 130 and 143 for Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Lines on standard error, each with the program's name."""
+    for line in lines:
+        typer.echo(f"fastgen: {line}", err=True)
+
+
+def warn_line(line: str) -> None:
+    """One such line."""
+    warn([line])
+
+
+def fail(message: object, code: int) -> typer.Exit:
+    """The exit to raise; its line is printed."""
+    typer.echo(f"fastgen: {message}", err=True)
+    return typer.Exit(code)
+
+
+@contextmanager
+def wrong_input() -> Iterator[None]:
+    """Inside, a ValueError is about what the user gave."""
+    from fastgen.ops.backend import default_backend
+
+    try:
+        default_backend()
+        yield
+    except ValueError as error:
+        raise fail(error, 2) from error
+
+
+@contextmanager
+def one_line_for_each_failure() -> Iterator[None]:
+    """Everything that can go wrong without a bug ends in one line."""
+    from fastgen.ops.backend import BackendUnavailable
+    from fastgen.training.checkpoint import CheckpointError
+    from fastgen.training.finite import NonFiniteLoss
+    from fastgen.training.graphs import CaptureError
+    from fastgen.training.run_folder import FolderInUse
+
+    try:
+        yield
+    except (BackendUnavailable, FolderInUse) as error:
+        raise fail(error, 2) from error
+    except (CaptureError, CheckpointError, NonFiniteLoss) as error:
+        raise fail(error, 1) from error
+    except ModuleNotFoundError as error:
+        hint = 'pip install "fastgen-kernels[train]"'
+        raise fail(f"{error.name} is not installed: {hint}", 1) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise fail(f"{where}{error.strerror or error}", 1) from error
+
+
+@contextmanager
+def one_line_for_an_interrupt(command: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end in one line, with the command that goes on."""
+    from fastgen.training.interrupt import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        message = f"{stop}, saved in {stop.checkpoint}. To go on:\n  {command}"
+        raise fail(message, stop.exit_code) from stop
+    except KeyboardInterrupt as stop:
+        raise fail(
+            f"stopped at once. To go on from the last checkpoint:\n  {command}", 130
+        ) from stop
