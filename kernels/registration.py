@@ -5,8 +5,9 @@ Registered at the lowest level, without autograd: the autograd Functions of fast
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import triton
@@ -16,6 +17,23 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def on_device(function: _F) -> _F:
+    """The function, run with the GPU of its first tensor as the current one.
+
+    Triton launches on the current GPU and its stream, whatever GPU the tensors are on.
+    """
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any) -> Any:
+        tensor = next(a for a in arguments if isinstance(a, torch.Tensor))
+        if tensor.get_device() == torch.cuda.current_device():
+            return function(*arguments)
+        with torch.cuda.device(tensor.device):
+            return function(*arguments)
+
+    return cast(_F, guarded)
 
 
 def operator(schema: str, *, fake: Callable[..., Any]) -> Callable[[_F], _F]:
@@ -32,7 +50,7 @@ def operator(schema: str, *, fake: Callable[..., Any]) -> Callable[[_F], _F]:
     def register(function: _F) -> _F:
         name = schema.partition("(")[0]
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, function, "CUDA")
+        _library.impl(name, on_device(function), "CUDA")
         if INTERPRETED:
             _library.impl(name, function, "CPU")
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)

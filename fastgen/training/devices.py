@@ -13,6 +13,8 @@ Module = TypeVar("Module", bound=nn.Module)
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that a name means here; ``"auto"`` is a CUDA GPU, or the CPU where there is none.
 
+    A GPU is ready for use then, its default generator included, which torch makes no earlier.
+
     Raises:
         ValueError: there is no such device.
     """
@@ -27,6 +29,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     index = found.index or 0
     if index >= count:
         raise ValueError(f"device {device!r} is not there: {count} CUDA GPUs are visible to torch")
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     return torch.device("cuda", index)
 
 

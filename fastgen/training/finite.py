@@ -40,7 +40,9 @@ class FiniteWatch:
     """Finds the first moment at which a loss or a gradient was not finite.
 
     On the CPU asking costs nothing, so `first` can be asked before each update and the weights stay
-    good. On a GPU the answer is gathered on the device, and only `first` waits for it.
+    good. On a GPU the answer is gathered on the device, and only `first` waits for it; meanwhile
+    `guarding` keeps the weights as they were when the bad number came up, so that its source can
+    still be found.
 
     Attributes:
         deferred: whether asking makes the device wait, so that it should be put off.
@@ -51,6 +53,7 @@ class FiniteWatch:
         self._nowhere = torch.tensor(torch.iinfo(torch.int64).max, device=device)
         # Changed in place, and counted on the device: a CUDA graph writes where it was recorded.
         self._first, self._count = self._nowhere.clone(), torch.zeros_like(self._nowhere)
+        self._found = torch.zeros((), device=device)  # 1 after a bad number
         self._moments: list[Moment] = []
 
     def record(self, moment: Moment, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
@@ -69,13 +72,31 @@ class FiniteWatch:
         finite = loss.detach().isfinite() & size.isfinite()
         place = torch.where(finite, self._nowhere, self._count)
         torch.minimum(self._first, place, out=self._first)
+        torch.lt(self._first, self._nowhere, out=self._found)
         self._count.add_(1)
+
+    @contextmanager
+    def guarding(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Inside, a step of the optimizer changes nothing once a bad number was seen.
+
+        The decision is the device's, by the flag through which torch's gradient scaler tells fused
+        optimizers to skip a step. Others, which wait for a scaler's answer, go on.
+        """
+        if not (self.deferred and getattr(optimizer, "_step_supports_amp_scaling", False)):
+            yield
+            return
+        optimizer.found_inf = self._found  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
 
     def first(self) -> Moment | None:
         """The first bad moment recorded since the last question; waits for the device."""
         place, moments = int(self._first), self._moments
         self._first.copy_(self._nowhere)
         self._count.zero_()
+        self._found.zero_()
         self._moments = []
         return moments[place] if place < len(moments) else None
 

@@ -146,11 +146,12 @@ class Stepper:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         try:
-            if _being_captured():
-                with obstacles.fused_as_capturable(optimizer):
+            with self._watch.guarding(optimizer):
+                if _being_captured():
+                    with obstacles.fused_as_capturable(optimizer):
+                        optimizer.step()
+                else:
                     optimizer.step()
-            else:
-                optimizer.step()
         finally:
             for parameter in parameters:
                 parameter.grad = None
@@ -336,7 +337,9 @@ UPDATES = {"alternating": _alternate, "simultaneous": _simultaneously}
 
 
 def _being_captured() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    # Asked before CUDA is in use, torch would take a GPU's memory for a training on the CPU.
+    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return initialized and torch.cuda.is_current_stream_capturing()
 
 
 def _run_as(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,11 @@ from fastgen.ops.backend import BACKENDS
 DEVICE = torch.device(os.environ.get("FASTGEN_TEST_DEVICE", "cuda"))
 ON_GPU = DEVICE.type == "cuda"
 REQUIRED = os.environ.get("FASTGEN_REQUIRE_GPU") == "1"
-NO_DEVICE = "torch sees no CUDA device" if ON_GPU and not torch.cuda.is_available() else None
+NO_DEVICE = (
+    "torch sees no CUDA device (tests on a GPU run under pytest -m gpu)"
+    if ON_GPU and not torch.cuda.is_available()
+    else None
+)
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -137,6 +137,25 @@ def test_kernels_run_on_the_current_stream(operation, backend):
 @needs_cuda
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_kernels_run_on_the_gpu_of_their_tensors(operation, backend):
+    """Whichever GPU is the current one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    function, shapes = operations(available(backend))[operation]
+    tensors = drawn(*shapes, dtype=torch.float32, layout="channels_last")
+    expected = through_the_second_order(function, tensors)
+    other = torch.device("cuda", (torch.cuda.current_device() + 1) % torch.cuda.device_count())
+    if operation == "reparameterize_kl":
+        function = partial(ops.reparameterize, seed=11, backend=backend)
+    results = through_the_second_order(function, [t.to(other) for t in tensors])
+    for result, truth in zip(results, expected, strict=True):
+        assert result.device == other
+        assert_close(result.to(truth.device), truth, 2e-3)
+
+
+@needs_cuda
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_cuda_graph_replays_the_second_order_on_new_inputs(operation, backend):
     function, shapes = operations(available(backend))[operation]
     tensors = drawn(*shapes, dtype=torch.float32, layout="channels_last")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,55 +42,73 @@ class Chain(Model):
         return {"loss": values[self.loss], "logged": output.detach().mean()}
 
 
-def stopped(model: Model, steps: int = 3, **options: object) -> NonFiniteLoss:
+@pytest.fixture(params=[False, True], ids=["asked before each update", "asked later"])
+def deferred(request: pytest.FixtureRequest) -> bool:
+    """Whether the watch is asked late, as on a GPU."""
+    return bool(request.param)
+
+
+def stopped(
+    model: Model, steps: int = 3, deferred: bool = False, **options: object
+) -> NonFiniteLoss:
     trainer = Trainer(model, Constant(torch.full((2, 4), 1.0)), progress=False, **options)  # type: ignore[arg-type]
+    trainer._stepper._watch.deferred = deferred
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(NonFiniteLoss) as caught:
         trainer.fit(steps)
-    if trainer.step == 0:
+    if caught.value.step == 1:
         for name, weight in model.state_dict().items():
             torch.testing.assert_close(weight, before[name], rtol=0, atol=0, equal_nan=True)
     return caught.value
 
 
-def test_a_module_with_a_bad_weight_is_named() -> None:
+def test_a_module_with_a_bad_weight_is_named(deferred: bool) -> None:
     model = Chain(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     nn.init.constant_(model.chain[0][1].bias, float("nan"))
-    error = stopped(model)
+    error = stopped(model, deferred=deferred)
     assert (error.phase, error.step, error.module) == ("chain", 1, "chain.0.1")
     assert "chain.0.1 (Linear), whose bias no longer is finite" in str(error)
     assert "phase 'chain'" in str(error)
     assert "loss nan" in str(error)
 
 
-def test_a_module_that_makes_a_bad_number_of_good_ones_is_named() -> None:
+def test_a_module_that_makes_a_bad_number_of_good_ones_is_named(deferred: bool) -> None:
     model = Chain(nn.Linear(4, 4), nn.ReLU(), nn.Threshold(9.0, -1.0), Log())
-    error = stopped(model)
+    error = stopped(model, deferred=deferred)
     assert error.module == "chain.0.3"
     assert "from finite inputs" in str(error)
 
 
-def test_the_loss_itself_is_named_when_every_module_is_finite() -> None:
-    error = stopped(Chain(nn.Linear(4, 4), loss="infinite"))
+def test_the_loss_itself_is_named_when_every_module_is_finite(deferred: bool) -> None:
+    error = stopped(Chain(nn.Linear(4, 4), loss="infinite"), deferred=deferred)
     assert error.module is None
     assert "the loss itself" in str(error)
 
 
-def test_a_bad_gradient_of_a_good_loss_stops_before_the_update() -> None:
-    error = stopped(Chain(nn.Linear(4, 4), loss="steep"))
+def test_a_bad_gradient_of_a_good_loss_stops_before_the_update(deferred: bool) -> None:
+    error = stopped(Chain(nn.Linear(4, 4), loss="steep"), deferred=deferred)
     assert error.module is None
     assert "its gradient is not" in str(error)
 
 
-def test_the_step_and_the_phase_are_those_of_the_first_bad_number() -> None:
+def test_the_step_and_the_phase_are_those_of_the_first_bad_number(deferred: bool) -> None:
     """a doubles from 1; b's loss is log(9 - a): it fails in the fourth step, at a = 16."""
     model = TwoNumbers(
         {"a": lambda a, b, x: -a * a.detach(), "b": lambda a, b, x: b * (9 - a).log()}
     )
-    error = stopped(model, 10, optimizer=sgd(1.0))
+    fused = partial(torch.optim.SGD, lr=1.0, fused=True)
+    error = stopped(model, 10, deferred, optimizer=fused)
     assert (error.phase, error.step) == ("b", 4)
     assert model.a.item() == 16
     assert torch.isfinite(model.b)
+
+
+def test_an_optimizer_that_is_not_told_of_bad_numbers_steps_as_ever() -> None:
+    """Only fused ones ask the device whether to; the step and the phase are right all the same."""
+    model = TwoNumbers({"a": lambda a, b, x: a / (3 - b), "b": lambda a, b, x: -b})
+    error = stopped(model, 5, True, optimizer=sgd(1.0))
+    assert (error.phase, error.step) == ("a", 2)
+    assert not torch.isfinite(model.a)
 
 
 def test_bad_numbers_that_were_not_waited_for_never_reach_a_checkpoint(run: Path) -> None:

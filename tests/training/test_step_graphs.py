@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -287,14 +288,17 @@ def test_pictures_with_averaged_weights_leave_the_recordings_right(
 
 
 def test_a_bad_number_in_a_replay_is_found_with_its_step_and_phase(tapes: list[Tape]) -> None:
-    """a doubles from 1 by its own gradient; b's loss is log(40 - a): it fails at a = 64."""
+    """a doubles from 1 by its own gradient; b's loss is log(40 - a): it fails at a = 64, and the
+    replays until that is seen leave a there."""
     model = TwoNumbers(
         {"a": lambda a, b, x: -a * a.detach(), "b": lambda a, b, x: b * (40 - a).log()}
     )
-    trainer = Trainer(model, Noise(1), optimizer=sgd(1.0), capture="on", progress=False)
+    fused = partial(torch.optim.SGD, lr=1.0, fused=True)
+    trainer = Trainer(model, Noise(1), optimizer=fused, capture="on", progress=False)
     with pytest.raises(NonFiniteLoss) as caught:
         trainer.fit(20)
     assert (caught.value.phase, caught.value.step) == ("b", 6)
+    assert model.a.item() == 64
     assert tapes[0].replayed > 3
 
 
