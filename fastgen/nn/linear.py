@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.ops import bias_leaky_relu, checks
+from fastgen.ops.geometry import autocast
 
 from .conversion import share, slope_of, with_activation
 
@@ -31,8 +32,9 @@ class LinearLeakyReLU(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.negative_slope == 1:
             return super().forward(input)
-        product = F.linear(input, self.weight)
-        bias = None if self.bias is None else self.bias.to(product.dtype)
+        input, weight, bias = autocast(input, self.weight, self.bias)
+        product = F.linear(input, weight)
+        bias = None if bias is None else bias.to(product.dtype)
         rows = product.reshape(-1, self.out_features)
         return bias_leaky_relu(rows, bias, self.negative_slope).view(product.shape)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .casts import cast
 
 
 class Geometry(NamedTuple):
@@ -107,11 +108,14 @@ def autocast(
         return input, weight, bias
     dtype = torch.get_autocast_dtype(input.device.type)
 
-    def cast(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
+    def is_cast(tensor: Tensor) -> bool:
+        return tensor.is_floating_point() and tensor.dtype != torch.float64
 
-    return cast(input), cast(weight), None if bias is None else cast(bias)
+    return (
+        input.to(dtype) if is_cast(input) else input,
+        cast(weight, dtype) if is_cast(weight) else weight,
+        cast(bias, dtype) if bias is not None and is_cast(bias) else bias,
+    )
 
 
 def is_channels_last(input: Tensor, weight: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.models import Losses, Model
+from fastgen.ops.casts import Casts
 
 from . import obstacles
 from .averaging import WeightAverage
@@ -62,6 +64,8 @@ class Stepper:
         self._augment = augment
         self.phases = model.phases()
         self.optimizers = [optimizer(phase.parameters) for phase in self.phases]
+        self._casts = [Casts(phase.parameters) for phase in self.phases]
+        self._casts_are_shared = device.type != "cpu"
         self.losses: dict[str, Tensor] = {}
         self._watch = FiniteWatch(device, deferred=device.type != "cpu" or graphs is not None)
         self._batches_per_step = max(phase.repeats for phase in self.phases)
@@ -227,7 +231,9 @@ class Stepper:
         """The losses of one phase; the noise is seeded already."""
         images = batch.images if self._augment is None else self._augment(batch.images)
         mixed = self._dtype != torch.float32
-        with torch.autocast(self._device.type, dtype=self._dtype, enabled=mixed):
+        autocast = torch.autocast(self._device.type, dtype=self._dtype, enabled=mixed)
+        shared = self._casts[place].shared() if self._casts_are_shared else nullcontext()
+        with autocast, shared:
             return self.phases[place].loss(images, batch.labels)
 
     def _losses_of(self, moment: Moment) -> Losses:

@@ -166,7 +166,7 @@ def test_a_second_ctrl_c_stops_at_once(digits: Splits, run: Path) -> None:
 
     def loss(images: Any, labels: Any) -> Any:
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second one was not answered")
 
     stopped._stepper.phases[0] = type(phase)(phase.name, phase.parameters, loss)

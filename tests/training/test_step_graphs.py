@@ -120,6 +120,16 @@ def test_so_they_do_with_every_option(
     assert tapes[0].replayed
 
 
+def test_so_they_do_with_casts_that_are_shared_as_on_a_gpu(
+    digits: Splits, tapes: list[Tape]
+) -> None:
+    trainers = [build("wgan", digits, capture, precision="bf16") for capture in ("on", "off")]
+    for trainer in trainers:
+        trainer._stepper._casts_are_shared = True
+    assert_same_training(*trainers)
+    assert tapes[0].replayed
+
+
 def test_the_phases_are_python_only_until_they_are_recorded(
     digits: Splits, tapes: list[Tape]
 ) -> None:
