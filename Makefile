@@ -22,12 +22,23 @@ sanitized := $(CURDIR)/build/sanitize
 sanitizing = LD_PRELOAD="$(preload)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	PYTHONPATH=$(sanitized) FASTGEN_REQUIRE_MODULE=$(sanitized)
 
-.PHONY: help demo test lint typecheck sanitize clean
+# What `make emulate` runs: the tests for a GPU, but for those of speed and of machine code, and but for
+# what Triton's interpreter takes minutes for.
+EMULATE ?= tests/ops/test_on_gpu.py tests/ops/test_on_gpu_surroundings.py tests/data/test_batches.py \
+	tests/training/test_capture_gpu.py \
+	-k "not compiles and not reach_every and not (surroundings and triton and edge)"
+emulation := $(CURDIR)/build/emulation
+emulated := $(emulation)/venv/bin
+emulating = LD_LIBRARY_PATH=$(emulation)/lib PYTHONPATH=$(emulation)/package:$(CURDIR)/tests/emulation \
+	TRITON_INTERPRET=1 FASTGEN_EMULATED_GPUS=2 FASTGEN_REQUIRE_GPU=1
+
+.PHONY: help demo test lint typecheck sanitize emulate clean
 
 help:
 	@echo "make demo   install into $(VENV), train a Wasserstein GAN on handwritten digits, show where the picture is"
 	@echo "make test   install into $(VENV), check style and types, run the test suite"
 	@echo "make sanitize  the same tests of the CPU kernels under AddressSanitizer and UBSan"
+	@echo "make emulate   the tests for a GPU on an emulated one (fetches a CUDA build of torch; see docs/gpu.md)"
 	@echo "make clean  remove build products (not $(VENV), not runs/)"
 
 demo: $(VENV)/.train
@@ -44,6 +55,20 @@ sanitize: $(VENV)/.dev
 	! $(sanitizing) $(bin)/python tests/planted.py 2> $(sanitized)/planted.log
 	grep -q 'AddressSanitizer: heap-buffer-overflow' $(sanitized)/planted.log
 	$(sanitizing) $(bin)/pytest -q -s -n 0 -p no:cacheprovider --timeout 900 $(SANITIZE)
+
+# A CUDA build of torch without CUDA's libraries, which tests/emulation stands in for.
+$(emulation)/.made: tests/emulation/toolkit.py tests/emulation/cuda_runtime.cpp tests/emulation/simt.cpp
+	$(PYTHON) -m venv $(emulation)/venv
+	$(emulated)/pip install --quiet --no-deps torch==2.11.0 triton==3.6.0
+	$(emulated)/pip install --quiet 'numpy<2.4' sympy networkx jinja2 fsspec filelock typing_extensions setuptools \
+		hypothesis pybind11 ninja pytest pytest-benchmark pytest-timeout pytest-xdist pillow rich safetensors scikit-learn scipy tqdm
+	$(emulated)/python tests/emulation/toolkit.py $(emulation)
+	@touch $@
+
+emulate: $(emulation)/.made
+	CUDA_HOME=$(emulation)/cuda FASTGEN_BUILD=cuda FASTGEN_CUDA_ARCHS=90 FASTGEN_BUILD_DIR=$(emulation) \
+		$(emulated)/python -m build_support --into $(emulation)/package
+	$(emulating) $(emulated)/pytest -n 2 -p emulation -m gpu -p no:cacheprovider $(EMULATE)
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check .

@@ -131,9 +131,14 @@ class CudaGraphs:
                 self._renew_generators(states)
                 _BROKEN.append(graph)
                 cause = first or error
-                if not isinstance(cause, Exception):
-                    raise cause from None
-                raise CaptureError(_one_line(cause)) from cause
+                try:
+                    if not isinstance(cause, Exception):
+                        raise cause from None
+                    raise CaptureError(_one_line(cause)) from cause
+                finally:
+                    # An error that its own frame remembers would keep the tensors of the broken
+                    # work, on the recording stream, until a garbage collection.
+                    del first, cause
         return Recording(results, graph.replay)
 
     def finish(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +148,26 @@ def test_a_step_that_waits_goes_on_eagerly_with_one_line(
     with pytest.raises(CaptureError):
         make("on").fit(STEPS)
     test_graphs_give_the_numbers_of_eager_steps("gan", "fp32", digits)
+
+
+def test_work_that_could_not_be_recorded_is_let_go_at_once() -> None:
+    """Not at the next garbage collection, which comes when the device's memory may be full."""
+    graphs = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
+    alive: list[weakref.ref[Tensor]] = []
+
+    def waits() -> float:
+        activations = torch.ones(3, device="cuda")
+        alive.append(weakref.ref(activations))
+        return activations.sum().item()
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(CaptureError):  # pytest.raises would keep the error itself
+            graphs.record(waits)
+        assert [reference() for reference in alive] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
