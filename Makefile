@@ -57,7 +57,7 @@ sanitize: $(VENV)/.dev
 	$(sanitizing) $(bin)/pytest -q -s -n 0 -p no:cacheprovider --timeout 900 $(SANITIZE)
 
 # A CUDA build of torch without CUDA's libraries, which tests/emulation stands in for.
-$(emulation)/.made: tests/emulation/toolkit.py tests/emulation/cuda_runtime.cpp tests/emulation/simt.cpp
+$(emulation)/.made: tests/emulation/toolkit.py $(wildcard tests/emulation/*.cpp tests/emulation/*.h)
 	$(PYTHON) -m venv $(emulation)/venv
 	$(emulated)/pip install --quiet --no-deps torch==2.11.0 triton==3.6.0
 	$(emulated)/pip install --quiet 'numpy<2.4' sympy networkx jinja2 fsspec filelock typing_extensions setuptools \

@@ -34,21 +34,21 @@ class Casts:
     """
 
     def __init__(self, trained: Iterable[Tensor]) -> None:
-        self._trained = {id(weight) for weight in trained}
+        self._trained = {id(weight): weight for weight in trained}
         self._groups: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._made: dict[int, Tensor] = {}
+        self._seen = _Seen()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         """One evaluation of the loss; the weights must not change inside."""
         before = getattr(_local, "casts", None)
-        _local.casts, self._made, seen = self, {}, _Seen()
-        self._seen = seen
+        _local.casts, self._made, self._seen = self, {}, _Seen()
         try:
             yield
         finally:
             _local.casts, self._made = before, {}
-            self._groups = seen.trained, seen.others
+            self._groups = self._seen.trained, self._seen.others
 
     def of(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The weight's cast, with its place in the graph whatever the mode at the first use."""
