@@ -62,7 +62,7 @@ $(emulation)/.made: tests/emulation/toolkit.py $(wildcard tests/emulation/*.cpp 
 	$(emulated)/pip install --quiet --no-deps torch==2.11.0 triton==3.6.0
 	$(emulated)/pip install --quiet 'numpy<2.4' sympy networkx jinja2 fsspec filelock typing_extensions setuptools \
 		hypothesis pybind11 ninja pytest pytest-benchmark pytest-timeout pytest-xdist pillow rich safetensors scikit-learn scipy tqdm
-	$(emulated)/python tests/emulation/toolkit.py $(emulation)
+	PYTHONPATH=$(CURDIR) $(emulated)/python tests/emulation/toolkit.py $(emulation)
 	@touch $@
 
 emulate: $(emulation)/.made

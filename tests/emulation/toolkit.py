@@ -1,41 +1,24 @@
 """Makes what stands in for CUDA on a machine without a GPU, in the folder given.
 
-    python tests/emulation/toolkit.py FOLDER
+    PYTHONPATH=. python tests/emulation/toolkit.py FOLDER
 
 FOLDER/lib receives the libraries that a CUDA build of torch wants to load: the runtime of
 cuda_runtime.cpp, and under the names of cuDNN, cuBLAS and the others one that answers 0 to
 everything. FOLDER/cuda is a toolkit for the build: `nvcc` is emulated_nvcc.py, `cudart_static` the
-runtime with simt.cpp. Needs g++, and the header cuda_runtime_api.h of a real toolkit.
+runtime with simt.cpp. Needs g++, and the headers of a real toolkit.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from build_support import discover
+
 HERE = Path(__file__).resolve().parent
 RUNTIME = "libcudart.so.13"
-
-
-def headers() -> Path:
-    """The folder of cuda_runtime_api.h."""
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    if nvcc := shutil.which("nvcc"):
-        answer = subprocess.run(
-            [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", "unused.o"],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        homes += re.findall(r"^#\$ TOP=(.+)$", answer.stderr + answer.stdout, re.MULTILINE)
-    for home in filter(None, homes):
-        for place in (Path(home) / "include", *Path(home).glob("targets/*/include")):
-            if (place / "cuda_runtime_api.h").is_file():
-                return place.resolve()
-    sys.exit("toolkit.py: cuda_runtime_api.h was not found; set CUDA_HOME to a CUDA toolkit")
 
 
 def symbols(library: Path, kind: str) -> set[str]:
@@ -46,7 +29,7 @@ def symbols(library: Path, kind: str) -> set[str]:
 
 def make(folder: Path) -> None:
     """Make all of it."""
-    include, library = headers(), folder / "lib"
+    include, library = discover.find_cuda().library.parent / "include", folder / "lib"
     library.mkdir(parents=True, exist_ok=True)
     compiler = ["g++", "-std=c++17", "-O2", "-fPIC", "-isystem", str(include)]
 
@@ -56,10 +39,8 @@ def make(folder: Path) -> None:
 
     shared(RUNTIME, str(HERE / "cuda_runtime.cpp"))
 
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        sys.exit("toolkit.py: this Python has no torch")
-    torch = [path for path in (Path(spec.origin).parent / "lib").glob("lib*.so*") if path.is_file()]
+    libraries = discover.find_torch(None).root / "lib"
+    torch = [path for path in libraries.glob("lib*.so*") if path.is_file()]
     there = symbols(library / RUNTIME, "defined-only").union(
         *(symbols(path, "defined-only") for path in torch)
     )
