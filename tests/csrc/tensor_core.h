@@ -1,56 +1,46 @@
-// The warp-wide matrix products on the host, by the register layout that the PTX manual documents
-// (mma.m16n8k16 for 16-bit types, mma.m16n8k8 for TF32).
+// The warp-wide matrix products on the host.
 #pragma once
 
 #include <array>
 
 #include "cuda/tensor_core.h"
 #include "host.h"
+#include "mma_layout.h"
 
 namespace host {
 
 using fastgen::cuda::Columns;
 using fastgen::cuda::Rows;
 
-inline float half_of(std::uint32_t word, int half, fastgen::BFloat16) {
-  return fastgen::to_float(fastgen::BFloat16{static_cast<std::uint16_t>(word >> (16 * half))});
-}
-inline float half_of(std::uint32_t word, int half, fastgen::Float16) {
-  return fastgen::to_float(fastgen::Float16{static_cast<std::uint16_t>(word >> (16 * half))});
+template <typename T>
+float number_of(std::uint32_t word, int half) {
+  if constexpr (sizeof(T) == 4) {
+    // What is below TF32's 10 bits of fraction must be gone already.
+    require((word & 0x1fffu) == 0, "an operand is not rounded to TF32");
+    return fastgen::float_of(word);
+  } else {
+    return fastgen::to_float(T{static_cast<std::uint16_t>(word >> (16 * half))});
+  }
 }
 
 // d[lane] is {d0, d1, d2, d3}.
 template <typename T>
 void multiply(std::array<float*, 4> (&d)[32], const Rows (&a)[32], const Columns (&b)[32]) {
-  constexpr int kTerms = sizeof(T) == 4 ? 8 : 16;
+  constexpr int kTerms = mma::kTerms<T>;
   float rows[16][kTerms], columns[kTerms][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    const int group = lane / 4, in_group = lane % 4;
-    if constexpr (sizeof(T) == 4) {
-      for (int i = 0; i < 4; ++i) {
-        // What is below TF32's 10 bits of fraction must be gone already.
-        require((a[lane].words[i] & 0x1fffu) == 0, "a row is not rounded to TF32");
-        rows[group + 8 * (i % 2)][in_group + 4 * (i / 2)] = fastgen::float_of(a[lane].words[i]);
-      }
-      for (int i = 0; i < 2; ++i) {
-        require((b[lane].words[i] & 0x1fffu) == 0, "a column is not rounded to TF32");
-        columns[in_group + 4 * i][group] = fastgen::float_of(b[lane].words[i]);
-      }
-    } else {
-      for (int i = 0; i < 8; ++i) {
-        const int row = group + ((i / 2) % 2 == 0 ? 0 : 8);
-        const int term = in_group * 2 + i % 2 + (i < 4 ? 0 : 8);
-        rows[row][term] = half_of(a[lane].words[i / 2], i % 2, T{});
-      }
-      for (int i = 0; i < 4; ++i) {
-        columns[in_group * 2 + i % 2 + (i < 2 ? 0 : 8)][group] =
-            half_of(b[lane].words[i / 2], i % 2, T{});
-      }
+  for (int k = 0; k < kTerms; ++k) {
+    for (int row = 0; row < 16; ++row) {
+      const mma::Register from = mma::row_register<T>(row, k);
+      rows[row][k] = number_of<T>(a[from.lane].words[from.word], from.half);
+    }
+    for (int column = 0; column < 8; ++column) {
+      const mma::Register from = mma::column_register<T>(k, column);
+      columns[k][column] = number_of<T>(b[from.lane].words[from.word], from.half);
     }
   }
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4 + (i < 2 ? 0 : 8), column = lane % 4 * 2 + i % 2;
+      const auto [row, column] = mma::result_element(lane, i);
       float sum = 0;
       for (int k = 0; k < kTerms; ++k) sum += rows[row][k] * columns[k][column];
       *d[lane][i] += sum;

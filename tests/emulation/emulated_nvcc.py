@@ -15,6 +15,7 @@ import zlib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+LAYOUT = HERE.parent / "csrc" / "mma_layout.h"
 LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)\s*<<<(.*?)>>>\(", re.DOTALL)
 PRODUCTS = re.compile(
     r"(// \(d0, d1\) of row g.*?)(#endif\n\n}  // namespace fastgen::cuda)", re.DOTALL
@@ -46,7 +47,7 @@ def compile_(source: Path, product: str, headers: str) -> None:
         for name in ("cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h"):
             (folder / name).touch()  # simt.h takes their place
         command = ["g++", "-x", "c++", "-std=c++17", "-O2", "-w", "-fPIC", "-fvisibility=hidden"]
-        command += [f"-I{folder}", f"-I{HERE}", "-Icsrc", "-isystem", headers]
+        command += [f"-I{folder}", f"-I{HERE}", f"-I{LAYOUT.parent}", "-Icsrc", "-isystem", headers]
         command += ["-include", "simt.h", "-c", str(folder / source.name), "-o", product]
         subprocess.run(command, check=True)
 
@@ -56,7 +57,7 @@ def main(arguments: list[str], headers: str) -> None:
     if "--version" in arguments:
         # The build compiles again when the compiler's version changes, so ours is of its sources.
         sources = sorted(path for path in HERE.iterdir() if path.suffix in (".h", ".py"))
-        number = zlib.crc32(b"".join(path.read_bytes() for path in sources))
+        number = zlib.crc32(b"".join(path.read_bytes() for path in [*sources, LAYOUT]))
         print(f"Cuda compilation tools, release 13.0, V13.0.{number}")
     elif "--list-gpu-code" in arguments:
         print("sm_90")

@@ -1,15 +1,18 @@
-// Instead of the instruction mma.sync: the registers of a warp's lanes as the PTX manual lays them
-// out (m16n8k16 for 16-bit types, m16n8k8 for TF32). Stands in csrc/cuda/tensor_core.h.
+// Instead of the instruction mma.sync: each lane adds up its four numbers from the registers of its
+// warp. Stands in csrc/cuda/tensor_core.h.
 #pragma once
 
 template <typename T>
-float half_of(std::uint32_t word, int half) {
-  return to_float(T{static_cast<std::uint16_t>(word >> (16 * half))});
+float number_of(std::uint32_t word, int half) {
+  if constexpr (sizeof(T) == 4) {
+    return float_of(word & ~0x1fffu);  // TF32 instructions do not look at the last 13 bits
+  } else {
+    return to_float(T{static_cast<std::uint16_t>(word >> (16 * half))});
+  }
 }
 
 template <typename T>
 void multiply(float& d0, float& d1, float& d2, float& d3, const Rows& a, const Columns& b) {
-  constexpr int kTerms = sizeof(T) == 4 ? 8 : 16;
   struct Lane {
     Rows rows;
     Columns columns;
@@ -19,23 +22,15 @@ void multiply(float& d0, float& d1, float& d2, float& d3, const Rows& a, const C
   const auto of = [](int lane) -> const Lane& {
     return *static_cast<const Lane*>(emulation::given_by(lane));
   };
-  // TF32 instructions do not look at the last 13 bits.
-  const auto cut = [](std::uint32_t word) { return float_of(word & ~0x1fffu); };
 
-  const int lane = emulation::place().thread % 32;
   float* const d[4] = {&d0, &d1, &d2, &d3};
   for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4 + (i < 2 ? 0 : 8), column = lane % 4 * 2 + i % 2;
-    const int below = row >= 8 ? 1 : 0;
+    const auto [row, column] = mma::result_element(emulation::place().thread % 32, i);
     float sum = 0;
-    for (int k = 0; k < kTerms; ++k) {
-      if constexpr (sizeof(T) == 4) {
-        sum += cut(of(row % 8 * 4 + k % 4).rows.words[below + 2 * (k / 4)]) *
-               cut(of(column * 4 + k % 4).columns.words[k / 4]);
-      } else {
-        sum += half_of<T>(of(row % 8 * 4 + k % 8 / 2).rows.words[below + 2 * (k / 8)], k % 2) *
-               half_of<T>(of(column * 4 + k % 8 / 2).columns.words[k / 8], k % 2);
-      }
+    for (int k = 0; k < mma::kTerms<T>; ++k) {
+      const mma::Register x = mma::row_register<T>(row, k), y = mma::column_register<T>(k, column);
+      sum += number_of<T>(of(x.lane).rows.words[x.word], x.half) *
+             number_of<T>(of(y.lane).columns.words[y.word], y.half);
     }
     *d[i] += sum;
   }

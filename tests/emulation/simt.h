@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "mma_layout.h"
+
 #undef __global__
 #undef __device__
 #undef __host__

@@ -65,7 +65,10 @@ def make(folder: Path) -> None:
     for part in ("bin", "lib64"):
         (toolkit / part).mkdir(parents=True, exist_ok=True)
     simt = folder / "simt.o"
-    subprocess.run([*compiler, "-c", str(HERE / "simt.cpp"), "-o", str(simt)], check=True)
+    subprocess.run(
+        [*compiler, f"-I{HERE.parent / 'csrc'}", "-c", str(HERE / "simt.cpp"), "-o", str(simt)],
+        check=True,
+    )
     (toolkit / "lib64/libcudart_static.a").write_text(f"INPUT({simt} {library / RUNTIME})\n")
     nvcc = toolkit / "bin/nvcc"
     words = f'"{sys.executable}" "{HERE / "emulated_nvcc.py"}" "{include}"'
