@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiling
-from .implicit_gemm import accumulate, finish, tile_of
+from .implicit_gemm import accumulate, finish, multiply, tile_of
 from .registration import operator
 from .tiling import INTERPRETED, Tile, Tiles
 
@@ -179,10 +179,7 @@ def accumulate_few_channels(
         left_mask = (h >= 0) & (h < height) & (w >= 0) & (w < width) & inside[None, :]
         a = tl.load(input + (start[:, None] + shift[None, :]), mask=left_mask, other=0.0)
         b = tl.load(weight + pair[:, None], mask=inside[:, None], other=0.0)
-        if UPCAST:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
+        accumulator = multiply(a, b, accumulator, PRECISION, UPCAST)
     return accumulator
 
 

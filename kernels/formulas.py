@@ -29,6 +29,18 @@ def leaky_relu_mask(grad, output, negative_slope):
 
 
 @triton.jit
+def round_to_tf32(x):
+    """float32 rounded to TF32's 10 bits of fraction; NaN and infinities go through.
+
+    A product in TF32 cuts the rest off, which is twice as wrong and always towards zero.
+    """
+    bits = tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r,f", [x], dtype=tl.int32, is_pure=True, pack=1
+    )
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def uniform(word):
     """A 32-bit word as a number in (0, 1]."""
     return (word.to(tl.float32) + 0.5) * 2.3283064365386963e-10

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .formulas import leaky_relu, leaky_relu_mask
+from .formulas import leaky_relu, leaky_relu_mask, round_to_tf32
 
 
 @triton.jit
@@ -32,6 +32,21 @@ def tile_of(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: 
     height = tl.minimum(row_tiles - band * GROUP, GROUP)
     within = program % (GROUP * column_tiles)
     return band * GROUP + within % height, within // height
+
+
+@triton.jit
+def multiply(a, b, accumulator, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """accumulator + a b, in float32.
+
+    UPCAST: the interpreter multiplies neither in bfloat16 nor in TF32.
+    """
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    elif a.dtype == tl.float32 and PRECISION == "tf32":
+        a = round_to_tf32(a)
+        b = round_to_tf32(b)
+    return tl.dot(a, b, accumulator, input_precision=PRECISION)
 
 
 @triton.jit
@@ -102,10 +117,7 @@ def accumulate(
             b = tl.load(right, mask=inside[:, None], other=0.0)
         else:
             b = tl.load(right)
-        if UPCAST:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
+        accumulator = multiply(a, b, accumulator, PRECISION, UPCAST)
 
         j += 1
         end_of_row = j == taps_w

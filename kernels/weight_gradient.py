@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiling
-from .implicit_gemm import tile_of
+from .implicit_gemm import multiply, tile_of
 from .registration import operator
 from .tiling import INTERPRETED, Tile, Tiles
 
@@ -114,10 +114,7 @@ def weight_gradient_kernel(
         at = ((picture * height + y * STRIDE_H) * width + x * STRIDE_W) * pixel
         a = tl.load(left, mask=row_mask[:, None] & inside[None, :], other=0.0)
         b = tl.load(right + at[:, None], mask=right_mask & column_mask[None, :], other=0.0)
-        if UPCAST:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
+        accumulator = multiply(a, b, accumulator, PRECISION, UPCAST)
 
         left += BLOCK_K * left_pixel
         place += BLOCK_K

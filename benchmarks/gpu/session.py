@@ -6,7 +6,8 @@ The file is written after every row, so whatever stops the run leaves what was m
     ceilings   copy_bytes_per_second; operations_per_second by dtype
     groups     name -> {"rows": [...], "skipped": [job, ...], "seconds": spent}
     row        name, dtype, what it is; seconds, spread and failed by candidate; bytes, operations;
-               difference (ours from eager, relative); sets (argument sets in rotation)
+               difference (ours from eager, relative); errors (of both from float64, where they
+               differ much); sets (argument sets in rotation)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastgen.bench import timing
-from fastgen.bench.agreement import difference, first_line
+from fastgen.bench.agreement import WRONG, difference, first_line
 from fastgen.bench.passes import Pass
 from fastgen.bench.rungs import LAYOUTS
 from fastgen.files import replace_file
@@ -29,6 +30,7 @@ from fastgen.files import replace_file
 FORMAT = 1
 Row = dict[str, Any]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+WRONG_IN_ANY_DTYPE = min(WRONG.values())
 
 
 class Job(NamedTuple):
@@ -123,7 +125,13 @@ class Session:
                 failed[name] = first_line(error)
         row: Row = {"failed": failed, "sets": len(sets)}
         if compare is not None and set(compare) <= results.keys():
-            row["difference"] = difference(*(results[name] for name in compare))
+            ours, theirs = (results[name] for name in compare)
+            row["difference"] = difference(ours, theirs)
+            if row["difference"] > WRONG_IN_ANY_DTYPE:
+                # Which of the two is off? An activation's sign near 0 is anybody's guess.
+                truth = working[compare[1]](*map(_exact, sets[0]))
+                row["errors"] = {name: difference(results[name], truth) for name in compare}
+            del ours, theirs
         del results
         times = timing.measure(
             working, sets, device=self.device, **({"rounds": 3} if self.tiny else {})
@@ -132,6 +140,13 @@ class Session:
         row["spread"] = {name: round(found.spread, 4) for name, found in times.items()}
         row["method"] = next((found.method for found in times.values()), None)
         return row
+
+
+def _exact(argument: Any) -> Any:
+    """A tensor of numbers in float64."""
+    if not isinstance(argument, torch.Tensor) or not argument.is_floating_point():
+        return argument
+    return argument.detach().double().requires_grad_(argument.requires_grad)
 
 
 def pass_row(

@@ -81,8 +81,8 @@ def cuda_runners(
 ) -> Mapping[str, Runner]:
     events = {name: Events(function, arguments, warmup_s) for name, function in candidates.items()}
     fastest = min(runner.seconds for runner in events.values())
-    # Launching may take ten times as long as computing: only a replay tells what it is.
-    if method == "events" or (method == "auto" and fastest > 10 * GRAPH_BELOW_S):
+    # Launching may take a hundred times as long as computing: only a replay tells what it is.
+    if method == "events" or (method == "auto" and fastest > 100 * GRAPH_BELOW_S):
         return events
 
     graphs = {}
@@ -96,7 +96,9 @@ def cuda_runners(
             first = (str(error).splitlines() or [""])[0]
             warnings.warn(f"{name} cannot be captured ({first}): timed by events", stacklevel=3)
             return events
-    if method == "auto" and min(graph.sample() for graph in graphs.values()) > GRAPH_BELOW_S:
+    replayed = {name: graph.sample() for name, graph in graphs.items()}
+    hidden = all(events[name].seconds < 1.1 * seconds for name, seconds in replayed.items())
+    if method == "auto" and min(replayed.values()) > GRAPH_BELOW_S and hidden:
         return events
     return graphs
 

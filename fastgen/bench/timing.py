@@ -6,9 +6,9 @@
 
 What spoils a number on a GPU, and what is done about it:
 
-* **Launching.** What lasts under 100 us is timed by replaying a CUDA graph of many calls, so that
-  the processor's time to launch does not count; the rest by CUDA events around calls that are
-  already queued.
+* **Launching.** What lasts under 100 us, or less than launching it takes, is timed by replaying a
+  CUDA graph of many calls, so that the processor's time to launch does not count; the rest by CUDA
+  events around calls that are already queued.
 * **The L2 cache.** Inputs are drawn from `rotating` sets that do not fit into it together, and as
   many outputs are alive at a time, so every call finds its input in memory.
 * **Calls that do nothing.** Inputs are random, never constant. Outputs of a graph are filled with
@@ -89,9 +89,9 @@ def measure(
         candidates: name to function; it is called as ``function(*arguments[i])``.
         arguments: sets to go through, call by call; `rotating` makes them.
         rounds: samples per candidate. Each lasts 2 ms at least, over as many calls as that takes.
-        method: "auto" replays CUDA graphs if the fastest candidate then lasts less than 100 us and
-            every candidate can be captured, and takes events otherwise. On a CPU there is only
-            process time.
+        method: "auto" replays CUDA graphs if every candidate can be captured and the fastest then
+            lasts less than 100 us, or launching slows one of them down; it takes events otherwise.
+            On a CPU there is only process time.
         warmup_s: how long each candidate runs before anything counts, for clocks and autotuning.
 
     Raises:

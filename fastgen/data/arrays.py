@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from math import prod
 from pathlib import Path
@@ -50,7 +51,12 @@ def load_array(argument: str, image_size: int | None, channels: int | None) -> S
 
 def _read_npy(path: Path) -> NDArray[Any]:
     with open(path, "rb") as file:
-        _check_header(file, str(path))
+        end = _check_header(file, str(path)) + file.tell()
+        if (size := file.seek(0, os.SEEK_END)) > end:
+            raise DataError(
+                f"{path} must end with its array (its header stands for {end} bytes, got {size}): "
+                "it is damaged or holds a second array"
+            )
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Map bytes to [-1, 1]: x / 127.5 - 1.
+    """Map bytes to [-1, 1]: x / 127.5 - 1, computed as (x - 127.5) / 127.5.
 
     Args:
         images: uint8 tensor of any shape, on any device.
@@ -21,7 +21,8 @@ def to_float(images: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 (got {images.dtype}): floats are in [-1, 1] already")
-    return images.to(torch.float32).div_(127.5).sub_(1.0)
+    # A GPU divides by a number by multiplying with its inverse: both do, and their bits agree.
+    return images.to(torch.float32).sub_(127.5).mul_(1 / 127.5)
 
 
 def to_uint8(images: Tensor) -> Tensor:

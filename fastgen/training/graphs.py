@@ -85,19 +85,22 @@ class CudaGraphs:
         self.device = device
         default = torch.cuda.default_generators[device.index]
         self._generators = [default, *generators]
-        # Warm-up and recording share a stream, so that workspaces which libraries keep for each
-        # stream are there already and stay outside the graphs' memory.
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # cuBLAS keeps a workspace for each stream, and torch frees them all whenever torch.compile
+        # records a graph of its own. A graph may only use one that was made while it was recorded,
+        # in the graphs' own memory: so nothing else runs on the recording stream, which is one of
+        # those of high priority that torch hands out to nobody who does not ask for them.
+        self._warm_up = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Work inside runs on the recording stream, after all before and before all after it."""
+        """Work inside runs on a stream apart, after all before it and before all after it."""
         current = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        self._warm_up.wait_stream(current)
+        with torch.cuda.stream(self._warm_up):
             yield
-        current.wait_stream(self._stream)
+        current.wait_stream(self._warm_up)
 
     def record(self, work: Callable[[], T]) -> Recording[T]:
         """Record work as a CUDA graph; the work must not wait for the device.

@@ -240,8 +240,15 @@ def test_what_is_long_is_timed_by_events(device: Device) -> None:
     times = on({"long": device.candidate(3e-4, 1e-5)})
     assert times["long"].median_s == pytest.approx(3.1e-4)
     assert (times["long"].method, device.captures) == ("events", 1)
-    times = on({"longer": device.candidate(3e-3, 1e-5)})
+    times = on({"longer": device.candidate(3e-2, 1e-5)})
     assert (times["longer"].method, device.captures) == ("events", 1)
+
+
+def test_what_launching_slows_down_is_replayed_however_long_it_is(device: Device) -> None:
+    times = on({"quick": device.candidate(3e-4, 1e-5), "slow": device.candidate(5e-4, 1e-3)})
+    assert times["quick"].median_s == pytest.approx(3e-4)
+    assert times["slow"].median_s == pytest.approx(5e-4)
+    assert {t.method for t in times.values()} == {"graph"}
 
 
 def test_one_that_cannot_be_captured_puts_all_on_events(device: Device) -> None:

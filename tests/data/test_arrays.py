@@ -224,3 +224,11 @@ def test_an_archive_larger_than_the_memory_is_refused_before_it_is_unpacked(
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((100, 100, 100), np.uint8))
     monkeypatch.setenv("FASTGEN_DATA_MEMORY", "999999")
     refused(str(tmp_path / "a.npz"), "1000000 bytes", "FASTGEN_DATA_MEMORY", ".npy")
+
+
+def test_a_file_that_goes_on_behind_its_array_is_refused(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "images.npy"
+    np.save(path, pixels(5, 4, 4))
+    with open(path, "ab") as file:
+        file.write(b"more")
+    refused(str(path), "must end with its array", "stands for 208 bytes, got 212")

@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -63,4 +64,6 @@ def test_damaged_files_never_cause_another_error(
         outcome = load(f"mnist:{tmp_path}" if "idx" in name else str(spec)).train.image_shape
     except DataError as error:
         outcome = str(error).splitlines()
-    assert outcome in ((1, 4, 4), (4, 4, 1)) or len(outcome) == 1
+    # Another shape in the header and as much cut off behind it make a whole file.
+    another = name == "f.npy" and isinstance(outcome, tuple) and np.load(spec)[0].size
+    assert outcome in ((1, 4, 4), (4, 4, 1)) or len(outcome) == 1 or prod(outcome) == another

@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -94,31 +96,82 @@ def _rounded_once(tensor: Tensor, rounding: float) -> Tensor:
     return tensor.double() * (1 + rounding * (2 * noise - 1))
 
 
+class _RoundedToTf32(torch.autograd.Function):
+    """A number with 10 bits of fraction; its gradient goes through as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        fraction, exponent = torch.frexp(x)
+        return torch.ldexp((fraction * 2**11).round(), exponent - 11)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class _GradientRoundedToTf32(torch.autograd.Function):
+    """The number itself; its gradient has 10 bits of fraction."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _RoundedToTf32.apply(grads[0])
+
+
+@contextmanager
+def convolutions_in_tf32() -> Iterator[None]:
+    """In float64 convolutions, round what tensor cores would: both operands of every product of the
+    forward and of the backward. cuDNN computes some layers in float32 although TF32 is allowed.
+    """
+
+    def rounding(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def rounded(x: Tensor, w: Tensor, b: Tensor | None, *more: Any) -> Tensor:
+            y = convolution(_RoundedToTf32.apply(x), _RoundedToTf32.apply(w), None, *more)
+            y = _GradientRoundedToTf32.apply(y)
+            return y if b is None else y + b.view(-1, 1, 1)
+
+        return rounded
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("conv2d", "conv_transpose2d"):
+            patch.setattr(torch.nn.functional, name, rounding(getattr(torch.nn.functional, name)))
+        yield
+
+
 def assert_as_accurate_as_torch(
     ours: Callable[..., Tensor],
     theirs: Callable[..., Tensor],
     tensors: Sequence[Tensor],
     rounding: float,
+    *,
+    tf32: bool = False,
 ) -> None:
     """The accuracy rule of `accuracy.py` on the device, through the second order.
 
     At most twice PyTorch's own error in the same dtype, plus one `rounding` of every input: that of
-    the dtype, or TF32's where float32 convolutions may use it. Triton's interpreter cuts off where
-    a GPU rounds, which is twice as much.
+    the dtype, or TF32's where float32 convolutions may use it (`tf32`); PyTorch's own error is then
+    at least that of all its products in TF32. Triton's interpreter cuts off where a GPU rounds,
+    which is twice as much.
     """
     backend = getattr(ours, "keywords", {}).get("backend")
     rounding = 2 * rounding if INTERPRETED and backend in ("auto", "triton") else rounding
     exact = derivatives(theirs, [t.double() for t in tensors])
     baseline = derivatives(theirs, tensors)
     moved = derivatives(theirs, [_rounded_once(t, rounding) for t in tensors])
+    with convolutions_in_tf32() if tf32 else nullcontext():
+        model = derivatives(theirs, [t.double() for t in tensors])
     results = derivatives(ours, tensors)
-    for place, (result, truth, near, theirs_) in enumerate(
-        zip(results, exact, moved, baseline, strict=True)
+    for place, (result, truth, near, theirs_, modelled) in enumerate(
+        zip(results, exact, moved, baseline, model, strict=True)
     ):
         assert result.dtype == theirs_.dtype
         if truth.numel() == 0:
             continue
         one_rounding = root_mean_square(near - truth) + rounding * truth.abs().max()
-        allowed = 2 * root_mean_square(theirs_.double() - truth) + one_rounding
+        own = max(root_mean_square(each.double() - truth) for each in (theirs_, modelled))
+        allowed = 2 * own + one_rounding
         error = root_mean_square(result.double() - truth)
         assert error <= allowed, f"result {place}: off by {error:.3e}, allowed {allowed:.3e}"

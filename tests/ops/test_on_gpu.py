@@ -133,6 +133,7 @@ def test_convolutions_are_as_accurate_as_pytorch(backend, name, dtype, layout):
             partial(getattr(reference, operation), negative_slope=slope, **options),
             tensors,
             rounding,
+            tf32=kind == torch.float32,
         )
 
 

@@ -106,6 +106,7 @@ def test_checkpoints_go_both_ways(first: str, second: str, digits: Splits, tmp_p
 def test_replayed_steps_neither_wait_nor_take_memory(digits: Splits) -> None:
     trainer = build("wgan", digits, "on")
     trainer.fit(STEPS)
+    gc.collect()  # of what other tests left behind nothing may go meanwhile
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.set_sync_debug_mode("error")
@@ -117,6 +118,21 @@ def test_replayed_steps_neither_wait_nor_take_memory(digits: Splits) -> None:
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() == before
     trainer._stepper.check()
+
+
+def test_a_graph_does_without_the_workspaces_that_torch_frees() -> None:
+    """torch.compile frees cuBLAS's workspaces before it records a graph of its own."""
+    graphs = CudaGraphs(torch.device("cuda", torch.cuda.current_device()))
+    a, b = torch.randn(32, 8192, device="cuda"), torch.randn(8192, 32, device="cuda")
+    with graphs.apart():
+        expected = a @ b
+    recording = graphs.record(lambda: a @ b)
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    filled = [torch.full((2**20,), torch.nan, device="cuda") for _ in range(16)]
+    recording.replay()
+    assert torch.equal(recording.results, expected)
+    assert all(bool(each.isnan().all()) for each in filled)
 
 
 class Waits(Regression):
