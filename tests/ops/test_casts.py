@@ -68,7 +68,11 @@ def by_hand(network: nn.Module, images: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(network.parameters())))
 
 
-def test_gradients_through_the_second_order_are_those_of_single_casts() -> None:
+@pytest.mark.parametrize("alone", [1, 100, 2**17])
+def test_gradients_through_the_second_order_are_those_of_single_casts(
+    alone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastgen.ops.casts._FILLS_A_GPU", alone)
     network, images = critic(), torch.randn(2, 3, 6, 6)
     weights = list(network.parameters())
     expected = by_hand(network, images)
