@@ -12,9 +12,9 @@ __global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(PartialSums s
   const int thread = static_cast<int>(threadIdx.x);
   tree[thread] = partial_sum(sums, blockIdx.x, thread);
   const int columns = sum_columns(sums);
-  for (int copies = kSumThreads / columns; copies > 1; copies = (copies + 1) / 2) {
+  for (int copies = kSumThreads / columns; copies > 1; copies = rows_left(copies)) {
     __syncthreads();
-    tree_level(tree, copies, columns, thread, kSumThreads);
+    wide_tree_level(tree, copies, columns, thread, kSumThreads);
   }
   __syncthreads();
   write_sum(sums, result, tree, blockIdx.x, thread);
