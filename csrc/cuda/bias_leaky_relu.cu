@@ -23,7 +23,7 @@ constexpr int flat_resident(bool mask, int U) {
   return mask ? (U == 1 ? 6 : U == 2 ? 5 : 3) : (U == 1 ? 8 : U == 2 ? 6 : 4);
 }
 constexpr int columns_resident(int U) { return U == 2 ? 4 : 3; }
-constexpr int planes_resident(int U) { return U == 2 ? 5 : 3; }
+constexpr int planes_resident(int U) { return U == 2 ? 4 : 3; }
 
 template <typename T, int V, bool kMask, int U, bool kOnce>
 __global__ void __launch_bounds__(kBiasThreads, flat_resident(kMask, U))

@@ -210,6 +210,7 @@ FASTGEN_HD Pack<T, V> same_shifts(T shift) {
   Pack<T, V> pack;
   FASTGEN_UNROLL
   for (int v = 0; v < V; ++v) pack.values[v] = shift;
+  hold_packed<T, V>(pack);
   return pack;
 }
 
@@ -248,12 +249,15 @@ FASTGEN_HD void bias_flat(const BiasArguments<T>& a, std::int64_t block, int thr
   for (int u = 0; u < U; ++u) {
     const std::uint32_t n = first + u * kBiasThreads;
     const std::int64_t element = static_cast<std::int64_t>(n) * V;
-    if (n < plan.vectors) {
-      bias_leaky_relu_vector<T, V, kMask, false>(a, element, input[u], output[u], shift[u], sums);
-    } else if (V > 1 && n == plan.vectors && plan.rest != 0) {  // then there are no shifts
-      bias_leaky_relu_edge<T, V, kMask, false>(a, element, element, element + plan.rest, shift[u],
-                                               sums);
-    }
+    if (n >= plan.vectors) continue;
+    bias_leaky_relu_vector<T, V, kMask, false>(a, element, input[u], output[u], shift[u], sums);
+  }
+  // The tensor may end inside a vector where nothing goes by channels: then there are no shifts.
+  const std::uint32_t last = plan.vectors - first;
+  if (V > 1 && plan.rest != 0 && last % kBiasThreads == 0 && last < U * kBiasThreads) {
+    const std::int64_t element = static_cast<std::int64_t>(plan.vectors) * V;
+    bias_leaky_relu_edge<T, V, kMask, false>(a, element, element, element + plan.rest,
+                                             Pack<T, V>{}, sums);
   }
 }
 
