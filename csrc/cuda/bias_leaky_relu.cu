@@ -35,6 +35,7 @@ template <typename T, int V, bool kMask, bool kSum, int U, bool kOnce>
 __global__ void __launch_bounds__(kBiasThreads, columns_resident(U))
     bias_leaky_relu_columns(BiasArguments<T> a) {
   const int thread = static_cast<int>(threadIdx.x);
+  if constexpr (kSum) let_next_kernel_start();
   float sums[V];
   const bool used = bias_columns<T, V, kMask, kSum, U, kOnce>(a, blockIdx.x, thread, sums);
   if constexpr (kSum) {
@@ -58,6 +59,7 @@ template <typename T, int V, bool kMask, bool kSum, int U, bool kOnce>
 __global__ void __launch_bounds__(kBiasThreads, planes_resident(U))
     bias_leaky_relu_planes(BiasArguments<T> a) {
   const int thread = static_cast<int>(threadIdx.x);
+  if constexpr (kSum) let_next_kernel_start();
   const float sum = bias_planes<T, V, kMask, kSum, U, kOnce>(a, blockIdx.x, thread);
   if constexpr (kSum) {
     __shared__ float tree[kBiasThreads];

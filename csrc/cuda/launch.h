@@ -205,6 +205,26 @@ inline int multiprocessors() {
   return count;
 }
 
+// A kernel that adds what the one before it in the stream left may be launched while that one's
+// last blocks run (programmatic dependent launch, from sm_90 on). The earlier one says when: no
+// block of it is still waiting for its place. The later one waits until the earlier one is done
+// and its writes are seen. Without such a launch both do nothing.
+#if defined(__CUDACC_VER_MAJOR__)
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#else
+inline void let_next_kernel_start() {}
+inline void wait_for_kernel_before() {}
+#endif
+
 // What the launch before it left as an error: nullptr when it went well.
 inline const char* launch_error() {
   const cudaError_t error = cudaGetLastError();
