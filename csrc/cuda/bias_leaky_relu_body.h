@@ -1,8 +1,11 @@
-// The two passes behind bias_leaky_relu.h, for host and device, and how the work is cut.
+// The passes behind bias_leaky_relu.h, for host and device, and how the work is cut.
 //
 // All three operations are bound by memory: 2, 3 and 3 times the tensor's bytes go through. Each
-// thread moves 16 bytes at a time (V elements) and holds a few such accesses in flight.
+// thread moves 16 bytes at a time (V elements) and holds a few such accesses in flight. Blocks are
+// short and many: a multiprocessor that is done early takes another one.
 //
+// `flat`: no sum is wanted, and the V elements of an access have one shift, or V neighbouring ones,
+//   or none. A thread takes a few accesses and is done.
 // `columns`: memory as a matrix whose rows repeat every `period` elements, a multiple of both
 //   channels * inner and V. A thread keeps its V columns and walks down the rows, so the channels
 //   of its elements never change: shifts and sums stay in registers, and nothing is divided in the
@@ -19,25 +22,30 @@ namespace fastgen::cuda {
 
 constexpr int kBiasThreads = 256;
 
-// Blocks that a multiprocessor holds at once: 85 or 64 registers a thread. Either way 768 threads
-// or more with 64 bytes in flight each, 48 KiB, hide the latency of memory.
-constexpr int bias_resident(bool sum) { return sum ? 3 : 4; }
-
 constexpr std::int64_t kMostVectors = std::int64_t{1} << 30;  // what FastDivide can count
 
+enum class BiasPass { flat, columns, planes };
+
 struct BiasPlan {
-  bool columns;
+  BiasPass pass;
   bool too_large;
   int threads;
-  std::int64_t splits;  // blocks that share the same columns, or the same channel
   std::int64_t blocks;
+  // flat
+  std::uint32_t vectors;  // whole ones
+  bool across;            // V neighbours have V channels, not one
+  FastDivide by_run;      // vectors of one shift
+  FastDivide by_groups;   // different shifts
+  // flat and columns: elements behind the whole vectors, behind the whole rows
+  std::int64_t rest;
   // columns
   std::int64_t period;      // elements
   std::int64_t whole_rows;  // of a period each
-  std::int64_t rest;        // elements behind them
-  std::int64_t tiles;    // blocks side by side
-  int width;             // vectors of a tile
-  int rows;              // of threads in a tile
+  std::int64_t tiles;       // blocks side by side
+  int width;                // vectors of a tile
+  int rows;                 // of threads in a tile
+  FastDivide by_width;
+  std::int64_t block_rows;  // of the matrix that a block takes
   // planes
   std::int64_t plane_vectors;  // that touch a plane
   std::int64_t chunk;          // vectors of one channel that a block takes
@@ -68,55 +76,80 @@ inline std::int64_t common_power(std::int64_t extent, int width) {
   return common;
 }
 
-// How many blocks share one piece of work of `steps` steps per thread, when there are `pieces` such
-// pieces: enough to fill the chip, and beyond that none shorter than `longest`, `shortest` steps.
-inline std::int64_t split_count(std::int64_t pieces, std::int64_t steps, std::int64_t fill,
-                                std::int64_t shortest, std::int64_t longest) {
-  const std::int64_t wanted = ceil_div(fill, pieces);
-  const std::int64_t most = ceil_div(steps, shortest);
-  const std::int64_t splits = wanted < most ? wanted : most;
-  const std::int64_t least = ceil_div(steps, longest);
-  return splits > least ? splits : (least > 1 ? least : 1);
+// How many of `steps` steps a block takes, all blocks together: where there are few steps, what
+// gives every multiprocessor four blocks, but `least`; where there are many, `usual`; and more
+// where otherwise the partial sums became too many.
+inline std::int64_t steps_of_block(std::int64_t steps, int multiprocessors, std::int64_t least,
+                                   std::int64_t usual) {
+  constexpr std::int64_t kMostBlocks = 4096;
+  const std::int64_t shared = (ceil_div(steps, std::int64_t{4} * multiprocessors) + 1) / 2 * 2;
+  const std::int64_t few = shared < usual ? shared : usual;
+  const std::int64_t enough = few > least ? few : least;
+  const std::int64_t long_ones = ceil_div(steps, kMostBlocks);
+  return enough > long_ones ? enough : long_ones;
 }
 
+// `unroll`: accesses of a thread in the flat pass.
 inline BiasPlan bias_plan(std::int64_t outer, std::int64_t channels, std::int64_t inner, int V,
-                          bool per_channel, bool sum, int multiprocessors) {
+                          bool per_channel, bool sum, int multiprocessors, int unroll,
+                          bool wide_shift = true, std::int64_t usual = 0) {
   BiasPlan plan{};
-  // Without channels to tell apart any period will do: one vector.
-  const std::int64_t base = per_channel ? channels * inner : 1;
-  const std::int64_t fill = static_cast<std::int64_t>(multiprocessors) * bias_resident(sum);
+  const std::int64_t total = outer * channels * inner;
   const bool aligned_planes = inner % V == 0;
+  plan.across = inner == 1 && channels % V == 0 && V > 1;
+  plan.threads = kBiasThreads;
+  const bool one_shift = !per_channel || aligned_planes || (plan.across && wide_shift);
+  if (!sum && one_shift && total / V < kMostVectors) {
+    plan.pass = BiasPass::flat;
+    plan.vectors = static_cast<std::uint32_t>(total / V);
+    plan.rest = total % V;
+    if (per_channel) {
+      plan.by_run = FastDivide(static_cast<std::uint32_t>(plan.across ? 1 : inner / V));
+      plan.by_groups =
+          FastDivide(static_cast<std::uint32_t>(plan.across ? channels / V : channels));
+    }
+    plan.blocks = ceil_div(ceil_div(total, V), std::int64_t{kBiasThreads} * unroll);
+    return plan;
+  }
   // Planes pay where at most a few percent of the threads meet a plane's ends.
-  plan.columns = !per_channel || inner < (aligned_planes ? 8 : 32) * V;
-  if (plan.columns) {
+  if (!per_channel || inner < (aligned_planes ? 8 : 32) * V) {
+    plan.pass = BiasPass::columns;
+    // Without channels to tell apart any period will do: one vector.
+    const std::int64_t base = per_channel ? channels * inner : 1;
     const std::int64_t copies = V / common_power(base, V);
-    const std::int64_t total = outer * channels * inner;
     plan.period = base * copies;
     plan.whole_rows = total / plan.period;
     plan.rest = total % plan.period;
     const std::int64_t vectors = plan.period / V;
     plan.tiles = ceil_div(vectors, kBiasThreads);
     plan.width = static_cast<int>(ceil_div(vectors, plan.tiles));
+    plan.by_width = FastDivide(static_cast<std::uint32_t>(plan.width));
     plan.rows = plan.tiles == 1 ? kBiasThreads / plan.width : 1;
     plan.threads = static_cast<int>(ceil_div(plan.width * plan.rows, 32) * 32);
-    const std::int64_t steps = ceil_div(ceil_div(total, plan.period), plan.rows);
-    // A block that sums writes its columns once more: let it read at least 8 rows for that.
-    plan.splits = split_count(plan.tiles, steps, fill, sum ? 8 : 1, 32);
-    plan.blocks = plan.tiles * plan.splits;
-    plan.partial_rows = plan.tiles == 1 ? plan.splits : plan.splits * copies;
+    const std::int64_t matrix_rows = ceil_div(total, plan.period);
+    const std::int64_t steps = plan.tiles * ceil_div(matrix_rows, plan.rows);
+    // The threads of a block that holds one row each write a partial sum for every column.
+    const std::int64_t least = sum && plan.tiles > 1 ? 4 : 2;
+    plan.block_rows =
+        plan.rows * steps_of_block(steps, multiprocessors, least, usual > 0 ? usual : 8);
+    const std::int64_t splits = ceil_div(matrix_rows, plan.block_rows);
+    plan.blocks = plan.tiles * splits;
+    plan.partial_rows = plan.tiles == 1 ? splits : splits * copies;
     plan.partial_inner = inner;
   } else {
+    plan.pass = BiasPass::planes;
     plan.plane_vectors = aligned_planes ? inner / V : inner / V + 2;
     const std::int64_t vectors = outer * plan.plane_vectors;
-    plan.threads = vectors >= kBiasThreads ? kBiasThreads
-                                           : static_cast<int>(ceil_div(vectors, 32) * 32);
-    const std::int64_t steps = ceil_div(vectors, plan.threads);
-    plan.splits = split_count(channels, steps, fill, 1, 32);
-    plan.chunk = ceil_div(vectors, plan.splits);
-    plan.blocks = channels * plan.splits;
-    plan.partial_rows = plan.splits;
+    if (vectors < kBiasThreads) plan.threads = static_cast<int>(ceil_div(vectors, 32) * 32);
+    const std::int64_t steps = channels * ceil_div(vectors, plan.threads);
+    plan.chunk =
+        plan.threads * steps_of_block(steps, multiprocessors, 2, usual > 0 ? usual : 4);
+    const std::int64_t splits = ceil_div(vectors, plan.chunk);
+    plan.blocks = channels * splits;
+    plan.partial_rows = splits;
     plan.partial_inner = 1;
-    plan.too_large = plan.plane_vectors >= kMostVectors;
+    plan.too_large =
+        plan.plane_vectors >= kMostVectors || plan.chunk >= kMostVectors / 2;
     if (!plan.too_large) {
       plan.by_plane = FastDivide(static_cast<std::uint32_t>(plan.plane_vectors));
     }
@@ -136,13 +169,14 @@ template <typename T, int V, bool kMask, bool kSum>
 FASTGEN_HD void bias_leaky_relu_vector(const BiasArguments<T>& a, std::int64_t element,
                                        const Pack<T, V>& input, const Pack<T, V>& output,
                                        const Pack<T, V>& shift, float (&sums)[V]) {
-  float values[V];
+  float values[V], shifts[V], signs[V];
+  to_floats<T, V>(input, values);
+  to_floats<T, V>(shift, shifts);
+  if constexpr (kMask) to_floats<T, V>(output, signs);
   FASTGEN_UNROLL
   for (int v = 0; v < V; ++v) {
-    const float y = kMask ? to_float(output.values[v]) : 0.0f;
-    values[v] =
-        bias_leaky_relu_element<kMask>(to_float(input.values[v]), to_float(shift.values[v]), y,
-                                       a.slope);
+    const float y = kMask ? signs[v] : 0.0f;
+    values[v] = bias_leaky_relu_element<kMask>(values[v], shifts[v], y, a.slope);
     if (kSum) sums[v] += values[v];
   }
   store_pack<T, V>(a.result + element, values);
@@ -165,9 +199,67 @@ FASTGEN_HD void bias_leaky_relu_edge(const BiasArguments<T>& a, std::int64_t ele
   }
 }
 
-// Accesses in flight per thread: four of 16 bytes, over one or two tensors.
-template <bool kMask>
-inline constexpr int kBiasUnroll = kMask ? 2 : 4;
+template <bool kOnce, typename T, int V>
+FASTGEN_HD Pack<T, V> load_operand(const T* address) {
+  return kOnce ? load_pack_once<T, V>(address) : load_pack<T, V>(address);
+}
+
+// V neighbours with the same shift.
+template <typename T, int V>
+FASTGEN_HD Pack<T, V> same_shifts(T shift) {
+  Pack<T, V> pack;
+  FASTGEN_UNROLL
+  for (int v = 0; v < V; ++v) pack.values[v] = shift;
+  hold_packed<T, V>(pack);
+  return pack;
+}
+
+// -------------------------------------------------------------------------------------------- flat
+
+// One thread of the `flat` pass, of which U accesses to each tensor are in flight.
+template <typename T, int V, bool kMask, int U, bool kOnce>
+FASTGEN_HD void bias_flat(const BiasArguments<T>& a, std::int64_t block, int thread) {
+  const BiasPlan& plan = a.plan;
+  const std::uint32_t first = static_cast<std::uint32_t>(block) * (U * kBiasThreads) + thread;
+  Pack<T, V> input[U], output[U], shift[U];
+  FASTGEN_UNROLL
+  for (int u = 0; u < U; ++u) {
+    const std::uint32_t n = first + u * kBiasThreads;
+    shift[u] = Pack<T, V>{};
+    if (n >= plan.vectors) continue;
+    const std::int64_t element = static_cast<std::int64_t>(n) * V;
+    input[u] = load_operand<kOnce, T, V>(a.input + element);
+    if (kMask) output[u] = load_operand<kOnce, T, V>(a.output + element);
+  }
+  if (a.shift != nullptr) {
+    FASTGEN_UNROLL
+    for (int u = 0; u < U; ++u) {
+      const std::uint32_t run = plan.by_run.quotient(first + u * kBiasThreads);
+      const std::uint32_t turn = plan.by_groups.quotient(run);
+      const std::uint32_t group = run - turn * plan.by_groups.divisor;
+      if (plan.across) {
+        shift[u] = load_pack<T, V>(a.shift + group * V);
+      } else {
+        shift[u] = same_shifts<T, V>(a.shift[group]);
+      }
+    }
+  }
+  [[maybe_unused]] float sums[V];
+  FASTGEN_UNROLL
+  for (int u = 0; u < U; ++u) {
+    const std::uint32_t n = first + u * kBiasThreads;
+    const std::int64_t element = static_cast<std::int64_t>(n) * V;
+    if (n >= plan.vectors) continue;
+    bias_leaky_relu_vector<T, V, kMask, false>(a, element, input[u], output[u], shift[u], sums);
+  }
+  // The tensor may end inside a vector where nothing goes by channels: then there are no shifts.
+  const std::uint32_t last = plan.vectors - first;
+  if (V > 1 && plan.rest != 0 && last % kBiasThreads == 0 && last < U * kBiasThreads) {
+    const std::int64_t element = static_cast<std::int64_t>(plan.vectors) * V;
+    bias_leaky_relu_edge<T, V, kMask, false>(a, element, element, element + plan.rest,
+                                             Pack<T, V>{}, sums);
+  }
+}
 
 // ----------------------------------------------------------------------------------------- columns
 
@@ -187,50 +279,63 @@ FASTGEN_HD Pack<T, V> column_shifts(const BiasArguments<T>& a, std::int64_t colu
     place = 0;
     if (++channel == a.channels) channel = 0;
   }
+  hold_packed<T, V>(shift);
   return shift;
 }
 
+// Which columns and rows a block takes.
+struct ColumnBlock {
+  std::int64_t split;
+  std::int64_t tile;
+};
+
+FASTGEN_HD ColumnBlock column_block(const BiasPlan& plan, std::int64_t block) {
+  if (plan.tiles == 1) return {block, 0};
+  const std::uint32_t split =
+      static_cast<std::uint32_t>(block) / static_cast<std::uint32_t>(plan.tiles);
+  return {split, block - split * plan.tiles};
+}
+
 // One thread of the `columns` pass. Its V sums come back in `sums`; false where it has no columns.
-template <typename T, int V, bool kMask, bool kSum>
+template <typename T, int V, bool kMask, bool kSum, int U, bool kOnce>
 FASTGEN_HD bool bias_columns(const BiasArguments<T>& a, std::int64_t block, int thread,
                              float (&sums)[V]) {
-  constexpr int U = kBiasUnroll<kMask>;
   const BiasPlan& plan = a.plan;
   FASTGEN_UNROLL
   for (int v = 0; v < V; ++v) sums[v] = 0.0f;
-  const std::uint32_t split =
-      static_cast<std::uint32_t>(block) / static_cast<std::uint32_t>(plan.tiles);
-  const std::int64_t tile = block - split * plan.tiles;
-  const int lane = thread / plan.width;
-  const std::int64_t column = (tile * plan.width + (thread - lane * plan.width)) * V;
+  const ColumnBlock at = column_block(plan, block);
+  const int lane = static_cast<int>(plan.by_width.quotient(static_cast<std::uint32_t>(thread)));
+  const std::int64_t column = (at.tile * plan.width + (thread - lane * plan.width)) * V;
   if (lane >= plan.rows || column >= plan.period) return false;
-
-  const Pack<T, V> shift = column_shifts<T, V>(a, column);
 
   // Of these rows all V elements exist.
   const std::int64_t whole = plan.whole_rows + (column + V <= plan.rest ? 1 : 0);
-  const std::int64_t step = plan.splits * plan.rows;
-  const std::int64_t stride = step * plan.period;
-  std::int64_t row = static_cast<std::int64_t>(split) * plan.rows + lane;
+  const std::int64_t begin = at.split * plan.block_rows;
+  const std::int64_t end = begin + plan.block_rows < whole ? begin + plan.block_rows : whole;
+  const std::int64_t row = begin + lane;
+  const std::int64_t stride = plan.rows * plan.period;
   std::int64_t element = row * plan.period + column;
-  const bool first = row == 0;
-  for (; row < whole; row += U * step, element += U * stride) {
+
+  const Pack<T, V> shift = column_shifts<T, V>(a, column);
+  // A block's rows are far below 2^31, even of the largest tensor.
+  for (int left = static_cast<int>(end - row); left > 0; left -= U * plan.rows) {
     Pack<T, V> input[U], output[U];
     FASTGEN_UNROLL
     for (int u = 0; u < U; ++u) {
-      if (row + u * step >= whole) continue;
-      input[u] = load_pack<T, V>(a.input + element + u * stride);
-      if (kMask) output[u] = load_pack<T, V>(a.output + element + u * stride);
+      if (u * plan.rows >= left) continue;
+      input[u] = load_operand<kOnce, T, V>(a.input + element + u * stride);
+      if (kMask) output[u] = load_operand<kOnce, T, V>(a.output + element + u * stride);
     }
     FASTGEN_UNROLL
     for (int u = 0; u < U; ++u) {
-      if (row + u * step >= whole) continue;
+      if (u * plan.rows >= left) continue;
       bias_leaky_relu_vector<T, V, kMask, kSum>(a, element + u * stride, input[u], output[u],
                                                 shift, sums);
     }
+    element += U * stride;
   }
   // The tensor ends inside one vector at most; its columns' first thread takes what is there.
-  if (V > 1 && first && column < plan.rest && column + V > plan.rest) {
+  if (V > 1 && row == 0 && column < plan.rest && column + V > plan.rest) {
     const std::int64_t last = plan.whole_rows * plan.period;
     bias_leaky_relu_edge<T, V, kMask, kSum>(a, last + column, 0, last + plan.rest, shift, sums);
   }
@@ -265,37 +370,35 @@ FASTGEN_HD void write_tree_columns(const BiasArguments<T>& a, const float* tree,
 template <typename T, int V>
 FASTGEN_HD void write_tile_columns(const BiasArguments<T>& a, std::int64_t block, int thread,
                                    const float (&sums)[V]) {
-  const std::int64_t split = block / a.plan.tiles;
-  const std::int64_t column =
-      ((block - split * a.plan.tiles) * a.plan.width + thread) * V;
+  const ColumnBlock at = column_block(a.plan, block);
+  const std::int64_t column = (at.tile * a.plan.width + thread) * V;
+  constexpr int kWide = V < 4 ? V : 4;
   FASTGEN_UNROLL
-  for (int v = 0; v < V; ++v) a.partials[split * a.plan.period + column + v] = sums[v];
+  for (int v = 0; v < V; v += kWide) {
+    Pack<float, kWide> pack;
+    FASTGEN_UNROLL
+    for (int i = 0; i < kWide; ++i) pack.values[i] = sums[v + i];
+    store_pack<float, kWide>(a.partials + at.split * a.plan.period + column + v, pack);
+  }
 }
 
 // ------------------------------------------------------------------------------------------ planes
 
 // One thread of the `planes` pass; returns its part of the channel's sum.
-template <typename T, int V, bool kMask, bool kSum>
+template <typename T, int V, bool kMask, bool kSum, int U, bool kOnce>
 FASTGEN_HD float bias_planes(const BiasArguments<T>& a, std::int64_t block, int thread) {
-  constexpr int U = kBiasUnroll<kMask>;
   const BiasPlan& plan = a.plan;
   const std::uint32_t split =
       static_cast<std::uint32_t>(block) / static_cast<std::uint32_t>(a.channels);
   const std::int64_t channel = block - split * a.channels;
-
-  const T bias = a.shift != nullptr ? a.shift[channel] : T{};
-  Pack<T, V> shift;
+  const Pack<T, V> shift = same_shifts<T, V>(a.shift != nullptr ? a.shift[channel] : T{});
   float sums[V];
   FASTGEN_UNROLL
-  for (int v = 0; v < V; ++v) {
-    shift.values[v] = bias;
-    sums[v] = 0.0f;
-  }
+  for (int v = 0; v < V; ++v) sums[v] = 0.0f;
 
   // Vectors of this channel are counted through all its planes; inside a block 32 bits suffice.
   const std::int64_t vectors = a.outer * plan.plane_vectors;
   const std::int64_t begin = split * plan.chunk;
-  if (begin >= vectors) return 0.0f;
   const std::int64_t left = vectors - begin;
   const std::int64_t first_plane = begin / plan.plane_vectors;
   const std::uint32_t skipped =
@@ -303,41 +406,42 @@ FASTGEN_HD float bias_planes(const BiasArguments<T>& a, std::int64_t block, int 
   const std::uint32_t end =
       skipped + static_cast<std::uint32_t>(left < plan.chunk ? left : plan.chunk);
   const std::uint32_t step = static_cast<std::uint32_t>(plan.threads);
+  const std::int64_t origin = (first_plane * a.channels + channel) * a.inner;
+  const std::int64_t stride = a.channels * a.inner;
 
-  [[maybe_unused]] const bool aligned = a.inner % V == 0;
-  // Where the plane of a vector begins, and where the vector does: up to V - 1 elements earlier.
-  const auto find = [&](std::uint32_t count, std::int64_t& element) {
-    const std::uint32_t planes = plan.by_plane.quotient(count);
-    const std::uint32_t vector = count - planes * plan.by_plane.divisor;
-    const std::int64_t low = ((first_plane + planes) * a.channels + channel) * a.inner;
-    element = low / V * V + static_cast<std::int64_t>(vector) * V;
-    return low;
-  };
-
-  for (std::uint32_t n = skipped + thread; n < end; n += U * step) {
-    Pack<T, V> input[U], output[U];
-    std::int64_t element[U];
-    bool whole[U];
-    FASTGEN_UNROLL
-    for (int u = 0; u < U; ++u) {
-      const std::int64_t low = find(n + u * step, element[u]);
-      whole[u] = n + u * step < end && element[u] >= low && element[u] + V <= low + a.inner;
-      if (!whole[u]) continue;
-      input[u] = load_pack<T, V>(a.input + element[u]);
-      if (kMask) output[u] = load_pack<T, V>(a.output + element[u]);
+  if (V == 1 || a.inner % V == 0) {
+    for (std::uint32_t n = skipped + thread; n < end; n += U * step) {
+      Pack<T, V> input[U], output[U];
+      std::int64_t element[U];
+      FASTGEN_UNROLL
+      for (int u = 0; u < U; ++u) {
+        const std::uint32_t planes = plan.by_plane.quotient(n + u * step);
+        const std::uint32_t vector = n + u * step - planes * plan.by_plane.divisor;
+        element[u] = origin + planes * stride + static_cast<std::int64_t>(vector) * V;
+        if (n + u * step >= end) continue;
+        input[u] = load_operand<kOnce, T, V>(a.input + element[u]);
+        if (kMask) output[u] = load_operand<kOnce, T, V>(a.output + element[u]);
+      }
+      FASTGEN_UNROLL
+      for (int u = 0; u < U; ++u) {
+        if (n + u * step >= end) continue;
+        bias_leaky_relu_vector<T, V, kMask, kSum>(a, element[u], input[u], output[u], shift, sums);
+      }
     }
-    FASTGEN_UNROLL
-    for (int u = 0; u < U; ++u) {
-      if (!whole[u]) continue;
-      bias_leaky_relu_vector<T, V, kMask, kSum>(a, element[u], input[u], output[u], shift, sums);
-    }
-    if constexpr (V > 1) {
-      if (aligned) continue;
-      for (int u = 0; u < U && n + u * step < end; ++u) {  // found again: few threads come here
-        std::int64_t start;
-        const std::int64_t low = find(n + u * step, start);
-        if (start >= low && start + V <= low + a.inner) continue;
-        bias_leaky_relu_edge<T, V, kMask, kSum>(a, start, low, low + a.inner, shift, sums);
+  } else {
+    for (std::uint32_t n = skipped + thread; n < end; n += step) {
+      const std::uint32_t planes = plan.by_plane.quotient(n);
+      const std::uint32_t vector = n - planes * plan.by_plane.divisor;
+      // Where the plane begins, and where the vector does: up to V - 1 elements earlier.
+      const std::int64_t low = origin + planes * stride;
+      const std::int64_t element = low / V * V + static_cast<std::int64_t>(vector) * V;
+      if (element >= low && element + V <= low + a.inner) {
+        const Pack<T, V> input = load_operand<kOnce, T, V>(a.input + element);
+        Pack<T, V> output;
+        if (kMask) output = load_operand<kOnce, T, V>(a.output + element);
+        bias_leaky_relu_vector<T, V, kMask, kSum>(a, element, input, output, shift, sums);
+      } else {
+        bias_leaky_relu_edge<T, V, kMask, kSum>(a, element, low, low + a.inner, shift, sums);
       }
     }
   }

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "elements.h"
 #include "formulas.h"
@@ -90,6 +91,52 @@ FASTGEN_HD Pack<T, V> load_pack(const T* address) {
 #endif
 }
 
+// The same, of what nobody reads again soon: other lines stay in the caches instead.
+template <typename T, int V>
+FASTGEN_HD Pack<T, V> load_pack_once(const T* address) {
+#if defined(__CUDA_ARCH__)
+  using W = typename Word<sizeof(Pack<T, V>)>::type;
+  const W word = __ldcs(reinterpret_cast<const W*>(address));
+  Pack<T, V> pack;
+  memcpy(&pack, &word, sizeof(pack));
+  return pack;
+#else
+  return load_pack<T, V>(address);
+#endif
+}
+
+// Two neighbours of 16 bits lie in one register; compilers need more instructions for the upper
+// one than a mask when it is taken out by itself.
+template <typename T, int V>
+FASTGEN_HD void to_floats(const Pack<T, V>& pack, float (&values)[V]) {
+  if constexpr (std::is_same_v<T, BFloat16> && V % 2 == 0) {
+    std::uint32_t words[V / 2];
+    memcpy(words, &pack, sizeof(pack));
+    FASTGEN_UNROLL
+    for (int v = 0; v < V; v += 2) {
+      values[v] = float_of(words[v / 2] << 16);
+      values[v + 1] = float_of(words[v / 2] & 0xffff0000u);
+    }
+  } else {
+    FASTGEN_UNROLL
+    for (int v = 0; v < V; ++v) values[v] = to_float(pack.values[v]);
+  }
+}
+
+// From here on the pack takes as few registers as it can, not one for each of its values.
+template <typename T, int V>
+FASTGEN_HD void hold_packed([[maybe_unused]] Pack<T, V>& pack) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) * V % 4 == 0 && sizeof(T) < 4) {
+    std::uint32_t words[sizeof(T) * V / 4];
+    memcpy(words, &pack, sizeof(pack));
+    FASTGEN_UNROLL
+    for (std::uint32_t& word : words) asm volatile("" : "+r"(word));
+    memcpy(&pack, words, sizeof(pack));
+  }
+#endif
+}
+
 template <typename T, int V>
 FASTGEN_HD void store_pack(T* address, const Pack<T, V>& pack) {
 #if defined(__CUDA_ARCH__)
@@ -157,6 +204,26 @@ inline int multiprocessors() {
   }
   return count;
 }
+
+// A kernel that adds what the one before it in the stream left may be launched while that one's
+// last blocks run (programmatic dependent launch, from sm_90 on). The earlier one says when: no
+// block of it is still waiting for its place. The later one waits until the earlier one is done
+// and its writes are seen. Without such a launch both do nothing.
+#if defined(__CUDACC_VER_MAJOR__)
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#else
+inline void let_next_kernel_start() {}
+inline void wait_for_kernel_before() {}
+#endif
 
 // What the launch before it left as an error: nullptr when it went well.
 inline const char* launch_error() {

@@ -1,5 +1,7 @@
 #include "cuda/partial_sums.h"
 
+#include <cstdlib>
+
 #include "cuda/partial_sums_body.h"
 
 namespace fastgen::cuda {
@@ -10,19 +12,47 @@ template <typename T>
 __global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(PartialSums sums, T* result) {
   __shared__ float tree[kSumThreads];
   const int thread = static_cast<int>(threadIdx.x);
+  wait_for_kernel_before();
   tree[thread] = partial_sum(sums, blockIdx.x, thread);
   const int columns = sum_columns(sums);
-  for (int copies = kSumThreads / columns; copies > 1; copies = (copies + 1) / 2) {
+  for (int copies = kSumThreads / columns; copies > 1; copies = rows_left(copies)) {
     __syncthreads();
-    tree_level(tree, copies, columns, thread, kSumThreads);
+    wide_tree_level(tree, copies, columns, thread, kSumThreads);
   }
   __syncthreads();
   write_sum(sums, result, tree, blockIdx.x, thread);
 }
 
+#if defined(__CUDACC_VER_MAJOR__)
+bool overlaps_launches() {
+  int device = 0;
+  int major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+             cudaSuccess &&
+         major >= 9;
+}
+#endif
+
 template <typename T>
 const char* launch(const PartialSums& sums, void* result, void* stream) {
   const std::int64_t blocks = ceil_div(sums.channels, sum_columns(sums));
+#if defined(__CUDACC_VER_MAJOR__)
+  const char* wanted = std::getenv("FASTGEN_TRY_SUM_PDL");
+  if (wanted != nullptr && wanted[0] == '1' && overlaps_launches()) {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kSumThreads);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    cudaLaunchKernelEx(&config, sum_partials_kernel<T>, sums, static_cast<T*>(result));
+    return launch_error();
+  }
+#endif
   sum_partials_kernel<T>
       <<<static_cast<unsigned>(blocks), kSumThreads, 0, static_cast<cudaStream_t>(stream)>>>(
           sums, static_cast<T*>(result));

@@ -17,28 +17,36 @@ struct Case {
 };
 
 void tree(float* values, int copies, int columns, int threads) {
-  for (; copies > 1; copies = (copies + 1) / 2) {
-    for (int t = 0; t < threads; ++t) tree_level(values, copies, columns, t, threads);
+  for (; copies > 1; copies = rows_left(copies)) {
+    for (int t = 0; t < threads; ++t) wide_tree_level(values, copies, columns, t, threads);
   }
 }
+
+constexpr int kUnroll = 2;
+constexpr const char* kNames[] = {"flat", "columns", "planes"};
 
 template <typename T, int V, bool kMask, bool kSum>
 void run_block(const BiasArguments<T>& a, std::int64_t block) {
   const BiasPlan& plan = a.plan;
+  if (plan.pass == BiasPass::flat) {
+    host::require(!kSum && plan.threads == kBiasThreads, "a flat pass with a sum");
+    for (int t = 0; t < kBiasThreads; ++t) bias_flat<T, V, kMask, kUnroll, false>(a, block, t);
+    return;
+  }
   host::Buffer<float> shared(kBiasThreads * V);
   for (int thread = 0; thread < plan.threads; ++thread) {
     float sums[V];
-    if (!plan.columns) {
-      shared.data()[thread] = bias_planes<T, V, kMask, kSum>(a, block, thread);
+    if (plan.pass == BiasPass::planes) {
+      shared.data()[thread] = bias_planes<T, V, kMask, kSum, kUnroll, false>(a, block, thread);
       continue;
     }
-    const bool used = bias_columns<T, V, kMask, kSum>(a, block, thread, sums);
+    const bool used = bias_columns<T, V, kMask, kSum, kUnroll, false>(a, block, thread, sums);
     if (!kSum) continue;
     if (plan.tiles == 1) put_columns<V>(shared.data(), thread, sums);
     if (plan.tiles > 1 && used) write_tile_columns<T, V>(a, block, thread, sums);
   }
   if (!kSum) return;
-  if (!plan.columns) {
+  if (plan.pass == BiasPass::planes) {
     tree(shared.data(), plan.threads, 1, plan.threads);
     a.partials[block] = shared.data()[0];
   } else if (plan.tiles == 1) {
@@ -67,7 +75,7 @@ void run(const Case& c) {
   if (kMask) output.read(c.folder + "/output.bin");
   if (c.shift) shift.read(c.folder + "/shift.bin");
   const BiasPlan plan = bias_plan(c.outer, c.channels, c.inner, V, kSum || c.shift, kSum,
-                                  c.multiprocessors);
+                                  c.multiprocessors, kUnroll);
   host::require(!plan.too_large, "the plan says too large");
   host::Buffer<float> partials(kSum ? plan.partial_rows * c.channels * plan.partial_inner : 0);
 
@@ -86,7 +94,7 @@ void run(const Case& c) {
                sum.data());
   sum.write(c.folder + "/sum.bin");
   partials.write(c.folder + "/partials.bin");
-  std::printf("%s %lld blocks\n", plan.columns ? "columns" : "planes",
+  std::printf("%s %lld blocks\n", kNames[static_cast<int>(plan.pass)],
               static_cast<long long>(plan.blocks));
 }
 
@@ -108,16 +116,20 @@ void run_large(std::int64_t outer, std::int64_t channels, std::int64_t inner) {
   BFloat16* data = host::sparse<BFloat16>(count);
   host::Buffer<BFloat16> shift(channels);
   for (std::int64_t i = 0; i < channels; ++i) shift.data()[i] = from_float<BFloat16>(-2.0f);
-  const BiasPlan plan = bias_plan(outer, channels, inner, V, true, false, 132);
+  const BiasPlan plan = bias_plan(outer, channels, inner, V, true, false, 132, kUnroll);
   host::require(!plan.too_large, "the plan says too large");
   const std::int64_t tail = 1 << 16;
   for (std::int64_t i = count - tail; i < count; ++i) data[i] = from_float<BFloat16>(1.0f);
   const BiasArguments<BFloat16> a{data,  shift.data(), nullptr, data, nullptr, outer,
                                   channels, inner, 0.5f, plan};
-  if (plan.columns) {  // the block of the last whole row, and the one that takes what is left
+  if (plan.pass == BiasPass::columns) {
     host::require(plan.tiles == 1, "more than one tile");
-    run_block<BFloat16, V, false, false>(a, (plan.whole_rows - 1) / plan.rows % plan.splits);
+    // The block of the last whole row, and the one that takes what is left.
+    run_block<BFloat16, V, false, false>(a, (plan.whole_rows - 1) / plan.block_rows);
     run_block<BFloat16, V, false, false>(a, 0);
+  } else if (plan.pass == BiasPass::flat) {
+    run_block<BFloat16, V, false, false>(a, plan.blocks - 1);
+    run_block<BFloat16, V, false, false>(a, plan.blocks - 2);
   } else {  // the last two of the last channel
     run_block<BFloat16, V, false, false>(a, plan.blocks - 1);
     run_block<BFloat16, V, false, false>(a, plan.blocks - 1 - channels);
@@ -130,7 +142,7 @@ void run_large(std::int64_t outer, std::int64_t channels, std::int64_t inner) {
   }
   host::require(to_float(data[count - 1]) == -0.5f, "the last element was not reached");
   host::require(taken >= 256, "hardly anything was reached");
-  std::printf("%s %lld\n", plan.columns ? "columns" : "planes", static_cast<long long>(taken));
+  std::printf("%s %lld\n", kNames[static_cast<int>(plan.pass)], static_cast<long long>(taken));
 }
 
 }  // namespace

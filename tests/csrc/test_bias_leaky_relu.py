@@ -154,6 +154,15 @@ def test_nan_infinity_and_negative_zero_follow_pytorch(program, tmp_path):
             torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("shape", [(33_554_435, 131, 1), (3, 3, 536_870_915), (33000, 3, 65537)])
+LARGE = [
+    (33_554_435, 131, 1),
+    (3, 3, 536_870_915),
+    (33000, 3, 65537),
+    (67_108_865, 64, 1),
+    (131_073, 5, 32768),
+]
+
+
+@pytest.mark.parametrize("shape", LARGE)
 def test_more_than_two_to_the_thirty_two_elements(program, tmp_path, shape):
     run(program, ["large", *shape], {}, tmp_path)
