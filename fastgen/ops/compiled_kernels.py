@@ -1,8 +1,8 @@
 """The compiled CUDA kernels as candidates of the router.
 
-The written rule, in this order: the image-edge kernels for layers with a picture on one side;
-PyTorch's convolution (cuDNN) and one pass over its output for all others. The Hopper kernels are
-taken only where they were measured to be faster.
+The written rule, in this order: the image-edge kernels for layers with a picture on one side; one
+matrix product where a convolution is one; PyTorch's convolution (cuDNN) and one pass over its
+output for all others. The Hopper kernels are taken only where they were measured to be faster.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compiled, image_edge
+from . import compiled, image_edge, matrix_product
 from .compiled import operators
 from .convolution import Activation
 from .fused_kernels import FusedKernels, computes, offer_fused
@@ -121,6 +121,37 @@ def _takes(check: Callable[..., bool]) -> Callable[..., bool]:
     return takes
 
 
+# --- convolutions that are one matrix product, by cuBLAS ---
+
+
+def _product(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: float,
+    geometry: Geometry,
+) -> Tensor:
+    return FUSED.activate_(matrix_product.fprop(input, weight, geometry), bias, activation)
+
+
+def _product_masked(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    negative_slope: float,
+    geometry: Geometry,
+) -> Tensor:
+    result = matrix_product.fprop(input, weight, geometry)
+    return FUSED.mask_(result, bias, output, negative_slope)
+
+
+def _product_fits(*arguments: Any) -> bool:
+    input, weight, geometry = arguments[0], arguments[1], arguments[-1]
+    tanh = isinstance(arguments[3], str)
+    return not tanh and matrix_product.takes_fprop(input, weight, geometry)
+
+
 # --- the candidates, in the order of the rule ---
 
 _EDGE = "image edge (CUDA)"
@@ -130,6 +161,14 @@ offer(_EDGE, ["cuda"], [CONV], ["masked_forward"], image_edge.masked_forward,
       fits=_takes(image_edge.takes_masked_forward))  # fmt: skip
 offer(_EDGE, ["cuda"], [CONV, TRANSPOSED], ["input_gradient"], image_edge.input_gradient,
       fits=_takes(image_edge.takes_input_gradient))  # fmt: skip
+_PRODUCT = "matrix product (CUDA)"
+offer(_PRODUCT, ["cuda"], [CONV, TRANSPOSED], ["forward"], _product, fits=_takes(_product_fits))
+offer(_PRODUCT, ["cuda"], [CONV, TRANSPOSED], ["masked_forward"], _product_masked,
+      fits=_takes(_product_fits))  # fmt: skip
+offer(_PRODUCT, ["cuda"], [CONV, TRANSPOSED], ["input_gradient"], matrix_product.input_gradient,
+      fits=_takes(matrix_product.takes_input_gradient))  # fmt: skip
+offer(_PRODUCT, ["cuda"], [CONV, TRANSPOSED], ["weight_gradient"], matrix_product.weight_gradient,
+      fits=_takes(matrix_product.takes_weight_gradient))  # fmt: skip
 offer_fused(FUSED, "CUDA", ["cuda"], also_plain=("input_gradient", "weight_gradient"))
 for _tile in range(TILES):
     _name = f"Hopper implicit GEMM, tile {_tile} (CUDA)"

@@ -86,15 +86,18 @@ class FusedKernels:
     ) -> Tensor:
         if activation == "tanh":
             return activate_(_linear(input, weight, bias, geometry), activation)
-        output = _linear(input, weight, None, geometry)
-        if (bias is None and activation == 1) or output.numel() == 0:
-            return output
+        return self.activate_(_linear(input, weight, None, geometry), bias, activation)
+
+    def activate_(self, fresh: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
+        """Bias and leaky ReLU in place, on a tensor that nobody else holds."""
+        if (bias is None and negative_slope == 1) or fresh.numel() == 0:
+            return fresh
         bias = None if bias is None else bias.contiguous()
         if torch.compiler.is_compiling():  # out of place, see `torch_kernels.activate_`
-            traced: Tensor = self._operators().bias_leaky_relu(output, bias, activation)
+            traced: Tensor = self._operators().bias_leaky_relu(fresh, bias, negative_slope)
             return traced
-        self._operators().bias_leaky_relu_(output, bias, activation)
-        return output
+        self._operators().bias_leaky_relu_(fresh, bias, negative_slope)
+        return fresh
 
     def masked_convolution(
         self,

@@ -1,0 +1,126 @@
+"""Convolutions that are one matrix product, by PyTorch's product (cuBLAS on a GPU).
+
+Where the kernel covers the whole picture (a DCGAN discriminator's last layer and, turned round, its
+generator's first), or one pixel without a stride, the operands of a convolution lie in memory as
+matrices already:
+
+    fprop    map = picture weight^T
+    dgrad    picture = map weight
+    wgrad    weight = map^T picture
+
+A convolution reads the picture and writes the map, a transposed one the other way round. Kernels
+for windows are lost here: 128 pictures of 4x4 and 512 channels into one number each, 2 MB, take
+cuDNN 40 us on an H200.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .geometry import Geometry, is_channels_last
+from .layouts import is_channels_last_like
+
+
+def fprop(input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The linear part of the forward."""
+    if geometry.transposed:
+        return _to_picture(input, weight, geometry.transposed_size(input, weight))
+    return _to_map(input, weight)
+
+
+def input_gradient(
+    grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
+) -> Tensor:
+    return _to_map(grad, weight) if geometry.transposed else _to_picture(grad, weight, size)
+
+
+def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    picture, map = (grad, input) if geometry.transposed else (input, grad)
+    last = is_channels_last(picture, weight)
+    product = _matrix(map, 1, last).t() @ _matrix(picture, weight.shape[2:].numel(), last)
+    return _tensor(product, (len(weight), *weight.shape[1:]), last)
+
+
+def _to_map(picture: Tensor, weight: Tensor) -> Tensor:
+    last, taps = is_channels_last(picture, weight), weight.shape[2:].numel()
+    product = _matrix(picture, taps, last) @ _matrix(weight, taps, last).t()
+    height, width = picture.shape[2:] if taps == 1 else (1, 1)
+    return _tensor(product, (len(picture), len(weight), height, width), last)
+
+
+def _to_picture(map: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+    last = is_channels_last(map, weight)
+    product = _matrix(map, 1, last) @ _matrix(weight, weight.shape[2:].numel(), last)
+    return _tensor(product, (len(map), weight.shape[1], *size), last)
+
+
+def _matrix(tensor: Tensor, taps: int, last: bool) -> Tensor:
+    """Its memory as a matrix whose rows hold all channels of `taps` pixels."""
+    in_order = tensor.permute(0, 2, 3, 1) if last else tensor
+    return in_order.reshape(-1, taps * tensor.shape[1])
+
+
+def _tensor(product: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
+    """The memory of a product as a tensor (N, C, H, W)."""
+    if not last:
+        return product.view(shape)
+    samples, channels, height, width = shape
+    return product.view(samples, height, width, channels).permute(0, 3, 1, 2)
+
+
+# --- which calls are such products, of operands that need not be copied ---
+
+
+def takes_fprop(input: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    size = _size(input)
+    if geometry.transposed:
+        picture = geometry.transposed_size(input, weight)
+        return _takes(weight, picture, size, (input, weight), geometry)
+    return _takes(weight, size, _map_size(weight, size), (input, weight), geometry)
+
+
+def takes_input_gradient(
+    grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
+) -> bool:
+    picture, map = (_size(grad), size) if geometry.transposed else (size, _size(grad))
+    return _takes(weight, picture, map, (grad, weight), geometry)
+
+
+def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    picture, map = (grad, input) if geometry.transposed else (input, grad)
+    return _takes(weight, _size(picture), _size(map), (picture, weight, map), geometry)
+
+
+def _size(tensor: Tensor) -> tuple[int, int]:
+    return tensor.shape[2], tensor.shape[3]
+
+
+def _map_size(weight: Tensor, picture: tuple[int, int]) -> tuple[int, int]:
+    return (1, 1) if _size(weight) == picture else picture
+
+
+def _takes(
+    weight: Tensor,
+    picture: tuple[int, int],
+    map: tuple[int, int],
+    tensors: tuple[Tensor, ...],
+    geometry: Geometry,
+) -> bool:
+    kernel = _size(weight)
+    if (
+        geometry.groups != 1
+        or geometry.padding != (0, 0)
+        or geometry.output_padding != (0, 0)
+        or torch.compiler.is_compiling()
+        or torch.are_deterministic_algorithms_enabled()  # cuBLAS wants a setting of its own then
+        or any(tensor.numel() == 0 for tensor in tensors)
+    ):
+        return False
+    last = is_channels_last(*tensors[:2])
+    if kernel == picture and map == (1, 1):
+        if geometry.dilation != (1, 1):
+            return False
+    elif kernel != (1, 1) or map != picture or geometry.stride != (1, 1) or not last:
+        return False
+    return all(is_channels_last_like(t) if last else t.is_contiguous() for t in tensors)

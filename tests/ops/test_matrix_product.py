@@ -1,0 +1,96 @@
+"""Convolutions that are one matrix product, against PyTorch's convolution in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from convolution_cases import LAYOUTS
+from torch import Tensor
+
+from fastgen.ops import matrix_product
+from fastgen.ops.geometry import Geometry
+from fastgen.ops.torch_kernels import TorchConvolution
+
+# (picture's channels, its height and width, the map's channels, kernel, stride)
+WHOLE = [(6, (4, 3), 5, (4, 3), 1), (3, (2, 2), 7, (2, 2), 2), (1, (5, 5), 4, (5, 5), 3)]
+POINT = [(6, (4, 3), 5, (1, 1), 1), (2, (3, 3), 3, (1, 1), 1), (8, (1, 1), 3, (1, 1), 1)]
+
+
+def tensors(case: tuple, layout: str, transposed: bool) -> tuple[Tensor, Tensor, Tensor, Geometry]:
+    """Input, weight, gradient of the output; of a transposed convolution the roles change."""
+    channels, size, filters, kernel, stride = case
+    geometry = Geometry((stride, stride), (0, 0), (1, 1), 1, transposed, (0, 0))
+    map_size = (1, 1) if kernel == size else size
+    shapes = (3, channels, *size), (filters, channels, *kernel), (3, filters, *map_size)
+    picture, weight, map = (
+        torch.randn(shape, dtype=torch.float64).contiguous(memory_format=LAYOUTS[layout])
+        for shape in shapes
+    )
+    return (map, weight, picture, geometry) if transposed else (picture, weight, map, geometry)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", [*WHOLE, *POINT], ids=str)
+def test_every_pass_is_pytorchs_in_its_layout(case: tuple, layout: str, transposed: bool) -> None:
+    input, weight, grad, geometry = tensors(case, layout, transposed)
+    if case in POINT and case[1] != (1, 1) and layout == "contiguous":
+        assert not matrix_product.takes_fprop(input, weight, geometry)
+        return
+    size = (input.shape[2], input.shape[3])
+    assert matrix_product.takes_fprop(input, weight, geometry)
+    assert matrix_product.takes_input_gradient(grad, weight, size, geometry)
+    assert matrix_product.takes_weight_gradient(input, grad, weight, geometry)
+    pairs = [
+        (matrix_product.fprop(input, weight, geometry),
+         TorchConvolution.forward(input, weight, None, 1.0, geometry)),
+        (matrix_product.input_gradient(grad, weight, size, geometry),
+         TorchConvolution.input_gradient(grad, weight, size, geometry)),
+        (matrix_product.weight_gradient(input, grad, weight, geometry),
+         TorchConvolution.weight_gradient(input, grad, weight, geometry)),
+    ]  # fmt: skip
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        assert ours.is_contiguous(memory_format=LAYOUTS[layout])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"padding": (1, 1)},
+        {"groups": 2},
+        {"dilation": (2, 2)},
+        {"output_padding": (1, 0), "transposed": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_no_single_product_is_left_alone(change: dict) -> None:
+    input, weight, grad, geometry = tensors(WHOLE[0], "channels_last", False)
+    if change.get("transposed"):
+        input, grad = grad, input
+    geometry = geometry._replace(**change)
+    size = (input.shape[2], input.shape[3])
+    assert not matrix_product.takes_fprop(input, weight, geometry)
+    assert not matrix_product.takes_input_gradient(grad, weight, size, geometry)
+    assert not matrix_product.takes_weight_gradient(input, grad, weight, geometry)
+
+
+def test_operands_that_would_be_copied_are_left_alone() -> None:
+    input, weight, _, geometry = tensors(WHOLE[0], "channels_last", False)
+    assert not matrix_product.takes_fprop(input.contiguous(), weight, geometry)
+    assert not matrix_product.takes_fprop(input[:, :, ::2], weight[:, :, ::2], geometry)
+    assert not matrix_product.takes_fprop(input[:0], weight, geometry)
+
+
+def test_deterministic_algorithms_want_another_way() -> None:
+    input, weight, _, geometry = tensors(WHOLE[0], "channels_last", False)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not matrix_product.takes_fprop(input, weight, geometry)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_layer_in_the_middle_of_a_picture_is_no_product() -> None:
+    input, weight, _, geometry = tensors((6, (8, 8), 5, (4, 4), 2), "channels_last", False)
+    assert not matrix_product.takes_fprop(input, weight, geometry)
