@@ -236,7 +236,7 @@ FASTGEN_HD void add_products(const StripArguments<T>& a, const Strip& strip, int
       if (c >= plan.group) break;
       const float sum =
           sums[c] + (a.bias == nullptr ? 0.0f : to_float(a.bias[a.first_channel + c]));
-      const T value = from_float<T>(a.tanh ? tanhf(sum) : leaky_relu(sum, a.slope));
+      const T value = from_float<T>(a.tanh ? hyperbolic_tangent(sum) : leaky_relu(sum, a.slope));
       result[a.channels_last ? (x - strip.first_out) * plan.group + c
                              : c * plan.span + x - strip.first_out] = value;
     }
