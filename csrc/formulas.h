@@ -102,9 +102,9 @@ FASTGEN_FORMULA float reciprocal(float x) {
 // 1 - 2 / (e^(2 |x|) + 1), and near 0, where digits would be lost, x + x^3 P(x^2): within 3 units
 // in the last place, without a branch. NaN goes through.
 FASTGEN_FORMULA float hyperbolic_tangent(float x) {
-  const float size = float_of(bits_of(x) & 0x7fffffffu);
-  const float rest = reciprocal(power_of_two(size * 0x1.715476p+1f) + 1.0f);
-  const float large = multiply_add(rest, -2.0f, 1.0f);
+  const float size = fabsf(x);
+  const float power = power_of_two(size * 0x1.715476p+1f);
+  const float large = 1.0f - reciprocal(multiply_add(power, 0.5f, 0.5f));
   const float s = x * x;
   float p = -0x1.826242p-8f;
   p = multiply_add(p, s, 0x1.54baa2p-6f);
@@ -112,7 +112,7 @@ FASTGEN_FORMULA float hyperbolic_tangent(float x) {
   p = multiply_add(p, s, 0x1.1109bp-3f);
   p = multiply_add(p, s, -0x1.55553ep-2f);
   const float small = multiply_add(p * s, x, x);
-  return size < 0.6f ? small : float_of(bits_of(large) | (bits_of(x) & 0x80000000u));
+  return copysignf(size < 0.6f ? small : large, x);
 }
 
 // ----------------------------------------------------------------------------------- Philox4x32-10

@@ -7,9 +7,6 @@ namespace fastgen::cuda {
 
 namespace {
 
-template <int kPieces>
-inline constexpr int kMarchResident = kPieces <= 2 ? 3 : 2;
-
 template <typename T, int kPieces, int kStride, int kHeld>
 __global__ void __launch_bounds__(kMarchWarps * 32, kMarchResident<kPieces>)
     image_edge_march_kernel(const __grid_constant__ MarchArguments<T> a) {
@@ -20,27 +17,26 @@ __global__ void __launch_bounds__(kMarchWarps * 32, kMarchResident<kPieces>)
       march_shared(reinterpret_cast<unsigned char*>(memory), a.plan);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const MarchPlace place = march_place(a, blockIdx.x, warp);
-  const MarchSource source = march_source<T, kPieces>(a, place, lane);
-
-  const int first_row = place.first_group - (M::kTaps - 1);
+  MarchSource source = march_source<T, kPieces, M::kTaps>(a, place, lane);
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    copy_row<T, kPieces>(a, place, source, first_row + s,
-                         ring_stage<kPieces>(shared, warp, s, lane));
+    copy_row<T, kPieces>(a, place, lane, source, ring_stage<kPieces>(shared, warp, s));
     end_group_of_copies();
   }
   stage_march_weights<T, kPieces, kStride, kHeld>(
       a, thread, a.plan.warps * a.plan.tiles_held * 32, shared.weights);
   float bias[kHeld];
   load_bias<T, kStride, kHeld>(a, lane, bias);
+  const OwnColumns own = own_columns<T, kStride>(a, place);
   __syncthreads();
-  Piece weights[M::kTaps][M::kTiles][kPieces];
+  Rows weights[M::kTaps][M::kTiles][kPieces];
 #pragma unroll
   for (int k = 0; k < M::kTaps * M::kTiles; ++k) {
+    const int tap = tap_of_sums<M::kTaps>(place, k / M::kTiles), tile = k % M::kTiles;
 #pragma unroll
     for (int q = 0; q < kPieces; ++q) {
-      weights[k / M::kTiles][k % M::kTiles][q] =
-          weight_piece<kPieces>(shared.weights, k, q, lane);
+      weights[k / M::kTiles][tile][q] =
+          weight_columns<kPieces>(shared.weights, tap * M::kTiles + tile, q, lane);
     }
   }
   __syncthreads();
@@ -55,33 +51,28 @@ __global__ void __launch_bounds__(kMarchWarps * 32, kMarchResident<kPieces>)
 #pragma unroll 1
   for (int step = 0; step < rows; ++step) {
     wait_for_copies<kStages - 2>();
+    __syncwarp();
     // Into the stage of the row before, whose products are done.
     copy_row<T, kPieces>(
-        a, place, source, first_row + step + kStages - 1,
-        ring_stage<kPieces>(shared, warp, stage == 0 ? kStages - 1 : stage - 1, lane));
+        a, place, lane, source,
+        ring_stage<kPieces>(shared, warp, stage == 0 ? kStages - 1 : stage - 1));
     end_group_of_copies();
 
-    const unsigned char* own = ring_stage<kPieces>(shared, warp, stage, lane);
+    const unsigned char* pixels = ring_stage<kPieces>(shared, warp, stage);
     stage = stage == kStages - 1 ? 0 : stage + 1;
 #pragma unroll
     for (int q = 0; q < kPieces; ++q) {
-      Piece pixels[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        pixels[i] = round_piece<T>(load_pack<std::uint32_t, 4>(
-            reinterpret_cast<const std::uint32_t*>(own + (4 * q + i) * 512)));
-      }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
-          const Rows left = rows_of(pixels[2 * pair], pixels[2 * pair + 1], half);
+          const Rows left = pixel_rows<T>(pixels, q, pair, half, lane);
 #pragma unroll
           for (int tap = 0; tap < M::kTaps; ++tap) {
 #pragma unroll
             for (int tile = 0; tile < M::kTiles; ++tile) {
               float(&d)[4] = sums[tap][tile][pair];
-              multiply<T>(d[0], d[1], d[2], d[3], left, columns_of(weights[tap][tile][q], half));
+              multiply<T>(d[0], d[1], d[2], d[3], left, half_of(weights[tap][tile][q], half));
             }
           }
         }
@@ -99,17 +90,16 @@ __global__ void __launch_bounds__(kMarchWarps * 32, kMarchResident<kPieces>)
       for (int move = 0; move < M::kMoves; ++move) {
         given[move] = __shfl_sync(0xffffffffu, given_away<kStride, kHeld>(sums[0], lane, move),
                                   giver<kStride>(lane, move));
-        given[move] =
-            over_the_edge<kStride>(shared, place, parity, warp, lane, move, given[move]);
       }
+      load_edges<kStride, kHeld>(shared, place, parity, warp, lane, given);
       float values[kHeld][4];
       add_moves<kStride, kHeld>(sums[0], given, lane, values);
       activate<kHeld>(a.tanh, a.slope, values);
       stage_result<T, kStride, kHeld>(a, shared, warp, lane, values);
       __syncwarp();
-      const int group = place.first_group + step - (M::kTaps - 1);
-      if (group < place.end_group) {
-        store_march_result<T, kStride>(a, shared, place, group, warp, lane);
+      const int group = completed_group<M::kTaps>(place, step);
+      if (group >= place.first_group && group < place.end_group) {
+        store_march_result<T, kStride, kHeld>(a, shared, place, own, group, warp, lane);
       }
       __syncwarp();
     }

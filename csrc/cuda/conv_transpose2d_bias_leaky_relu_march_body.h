@@ -12,6 +12,9 @@
 // channel, and four pixels side by side, so most of these sums are its own; for the rest it asks
 // the next lane, and at the edge of the warp the next warp.
 //
+// Every other strip is marched upwards: so those two that read the same rows at their border do it
+// at the same time, both at the beginning or both at the end, and one of them from the L2 cache.
+//
 // Output column v stride + phase, padding considered, is the sum over input columns v, v - 1 and
 // v + 1; with stride 2, over v and one of the others. Rows go by groups, as in StripPlan.
 #pragma once
@@ -21,8 +24,6 @@
 
 namespace fastgen::cuda {
 
-using Piece = Pack<std::uint32_t, 4>;  // a lane's share of 64 bytes of a pixel
-
 // What a warp works on.
 struct MarchPlace {
   std::int64_t image;
@@ -30,7 +31,26 @@ struct MarchPlace {
   int column;                  // the first of its 32 input columns
   int from, to;                // the output is its own from here to there, in strides
   bool left, right;            // whether there is a warp of the same tile beside it
+  bool down;                   // whether rows go down
 };
+
+// The input row of a step, and the row group that it completes, which the first steps do not.
+template <int kTaps>
+FASTGEN_HD int first_row(const MarchPlace& place) {
+  return place.down ? place.first_group - (kTaps - 1) : place.end_group - 1;
+}
+
+template <int kTaps>
+FASTGEN_HD int completed_group(const MarchPlace& place, int step) {
+  return place.down ? place.first_group + step - (kTaps - 1)
+                    : place.end_group - 1 + (kTaps - 1) - step;
+}
+
+// Which sums of a lane a tap, the rows from an input row to the row group, adds to.
+template <int kTaps>
+FASTGEN_HD int tap_of_sums(const MarchPlace& place, int sums) {
+  return place.down ? sums : kTaps - 1 - sums;
+}
 
 template <typename T>
 FASTGEN_HD MarchPlace march_place(const MarchArguments<T>& a, std::int64_t block, int warp) {
@@ -55,6 +75,7 @@ FASTGEN_HD MarchPlace march_place(const MarchArguments<T>& a, std::int64_t block
   place.from = from > place.column ? from : place.column;
   place.to = to < place.column + kMarchColumns ? to : place.column + kMarchColumns;
   place.left = in_tile > 0, place.right = in_tile < plan.warps - 1;
+  place.down = strip % 2 == 0;
   place.first_group = plan.first_group + strip * plan.strip_groups;
   place.end_group = place.first_group + plan.strip_groups;
   if (place.end_group > plan.end_group) place.end_group = plan.end_group;
@@ -65,7 +86,7 @@ FASTGEN_HD MarchPlace march_place(const MarchArguments<T>& a, std::int64_t block
 
 // The parts of a block's shared memory. Weights make room for what comes after them.
 struct MarchShared {
-  unsigned char* ring;     // [warp][stage][piece][pixel of a lane][lane], 16 bytes each
+  unsigned char* ring;     // [warp][stage][piece][pixel of a lane][lane of ring_place]
   unsigned char* weights;  // [kWeightRows][kWeightPitch]
   float* edges;            // [parity][warp][lane of a pixel][move]
   unsigned char* staged;   // [warp][row of the group][staged_pitch]
@@ -78,20 +99,27 @@ FASTGEN_HD MarchShared march_shared(unsigned char* memory, const MarchPlan& plan
 
 // ------------------------------------------------------------------------------------------- input
 
-// What a lane 4 g + t copies: 16 bytes of each piece of pixels 4 g ... 4 g + 3.
+// What a lane 4 g + t copies: 16 bytes of each piece of pixels 4 g ... 4 g + 3, row by row.
 struct MarchSource {
-  const unsigned char* row;  // its bytes of its first pixel, in row 0 of the image
-  std::uint32_t there;       // bit 4 piece + pixel
+  const unsigned char* at;  // its bytes of its first pixel, in the next row to copy
+  int row;                  // that row
+  int first, end;           // rows of the image that the strip needs
+  std::uint32_t there;      // bit 4 piece + pixel
 };
 
-template <typename T, int kPieces>
+template <typename T, int kPieces, int kTaps>
 FASTGEN_HD MarchSource march_source(const MarchArguments<T>& a, const MarchPlace& place,
                                     int lane) {
+  const int row = first_row<kTaps>(place);
   const int x = place.column + lane / 4 * 4;
   const int bytes = a.channels * static_cast<int>(sizeof(T));
   MarchSource source;
-  source.row = reinterpret_cast<const unsigned char*>(a.input) +
-               (place.image * a.height * a.width + x) * bytes + lane % 4 * 16;
+  source.at = reinterpret_cast<const unsigned char*>(a.input) +
+              ((place.image * a.height + row) * a.width + x) * bytes + lane % 4 * 16;
+  source.row = row;
+  const int first = place.first_group - (kTaps - 1);
+  source.first = first > 0 ? first : 0;
+  source.end = place.end_group < a.height ? place.end_group : a.height;
   source.there = 0;
   FASTGEN_UNROLL
   for (int k = 0; k < 4 * kPieces; ++k) {
@@ -103,30 +131,52 @@ FASTGEN_HD MarchSource march_source(const MarchArguments<T>& a, const MarchPlace
   return source;
 }
 
-// The lane's place in a stage of the ring; pixel i of piece q stands (4 q + i) * 512 bytes behind.
 template <int kPieces>
-FASTGEN_HD unsigned char* ring_stage(const MarchShared& shared, int warp, int stage, int lane) {
+FASTGEN_HD unsigned char* ring_stage(const MarchShared& shared, int warp, int stage) {
   return shared.ring +
-         (warp * kMarchStages<kPieces> + stage) * kMarchColumns * kPieces * kPieceBytes +
-         lane * 16;
+         (warp * kMarchStages<kPieces> + stage) * kMarchColumns * kPieces * kPieceBytes;
+}
+
+// Where the 16 bytes of lane 4 g + t stand among those of the warp: the eight g of one t, which are
+// read together, on different banks.
+FASTGEN_HD int ring_place(int group, int in_group) {
+  return (4 * group + (in_group ^ (group / 2))) * 16;
 }
 
 template <typename T, int kPieces>
-FASTGEN_HD void copy_row(const MarchArguments<T>& a, const MarchPlace& place,
-                         const MarchSource& source, int row, unsigned char* stage) {
-  const bool inside = row >= 0 && row < a.height && row < place.end_group;
+FASTGEN_HD void copy_row(const MarchArguments<T>& a, const MarchPlace& place, int lane,
+                         MarchSource& source, unsigned char* stage) {
+  const bool inside = source.row >= source.first && source.row < source.end;
   const std::uint32_t there = inside ? source.there : 0;
   const std::ptrdiff_t pixel = a.channels * static_cast<int>(sizeof(T));
-  const unsigned char* at = source.row + row * (a.width * pixel);
+  stage += ring_place(lane / 4, lane % 4);
+  const unsigned char* at = source.at;
   FASTGEN_UNROLL
   for (int i = 0; i < 4; ++i) {
     FASTGEN_UNROLL
     for (int q = 0; q < kPieces; ++q) {
       copy_async(stage + (4 * q + i) * 512, at + q * kPieceBytes,
-                 (there >> (4 * q + i) & 1u) != 0);
+                 (there & 1u << (4 * q + i)) != 0);
     }
     at += pixel;
   }
+  source.at += place.down ? a.width * pixel : -(a.width * pixel);
+  source.row += place.down ? 1 : -1;
+}
+
+// The rows of a product from half a piece of the lanes' pixels 2 pair (row g, of lane 4 g + t) and
+// 2 pair + 1 (row g + 8).
+template <typename T>
+FASTGEN_HD Rows pixel_rows(const unsigned char* stage, int piece, int pair, int half, int lane) {
+  const auto place = [&](int matrix, int row) {
+    return matrix % 2 * 512 + ring_place(row, 2 * half + matrix / 2);
+  };
+  Rows rows = load_matrices(stage + (4 * piece + 2 * pair) * 512, lane, place);
+  if constexpr (sizeof(T) == 4) {
+    FASTGEN_UNROLL
+    for (std::uint32_t& word : rows.words) word = bits_of(round_to_tf32(float_of(word)));
+  }
+  return rows;
 }
 
 // ----------------------------------------------------------------------------------------- weights
@@ -156,55 +206,61 @@ FASTGEN_HD void stage_march_weights(const MarchArguments<T>& a, int thread, int 
                                     unsigned char* weights) {
   using M = March<kStride, kHeld>;
   constexpr int kChannels = kPieces * kPieceBytes / static_cast<int>(sizeof(T));
-  // Neighbouring lanes take neighbours in the weight's memory, more or less.
+  // Neighbouring lanes take neighbours in the weight's memory, more or less; all that a lane takes
+  // is on its way at once.
   constexpr int kLanes = M::kWeightRows < 32 ? M::kWeightRows : 32;
+  constexpr int kRows = (M::kWeightRows + kLanes - 1) / kLanes, kAtOnce = 16;
+  const int step = threads / kLanes, channels = a.channels;
+  const std::ptrdiff_t stride = a.weight_strides[0];
+  int offsets[kRows];
   FASTGEN_UNROLL
-  for (int first = 0; first < M::kWeightRows; first += kLanes) {
-    const int row = first + thread % kLanes;
-    if (row >= M::kWeightRows) continue;
-    const int offset =
-        weight_of_column<T, kStride>(a, row / 8 / M::kTiles, row / 8 % M::kTiles, row % 8);
-    T* to = reinterpret_cast<T*>(weights + row * kWeightPitch<kPieces>);
-    FASTGEN_UNROLL_BY(8)
-    for (int channel = thread / kLanes; channel < kChannels; channel += threads / kLanes) {
-      T value{};
-      if (offset >= 0 && channel < a.channels) {
-        value = a.weight[offset + channel * a.weight_strides[0]];
+  for (int r = 0; r < kRows; ++r) {
+    const int row = r * kLanes + thread % kLanes;
+    offsets[r] = weight_of_column<T, kStride>(a, row / 8 / M::kTiles, row / 8 % M::kTiles, row % 8);
+  }
+  FASTGEN_UNROLL_BY(1)
+  for (int first = thread / kLanes; first < kChannels; first += kAtOnce * step) {
+    T values[kAtOnce][kRows];
+    const T* at = a.weight + first * stride;
+    FASTGEN_UNROLL
+    for (int k = 0; k < kAtOnce; ++k, at += step * stride) {
+      const int channel = first + k * step;
+      FASTGEN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        values[k][r] = T{};
+        if (offsets[r] >= 0 && channel < channels) values[k][r] = at[offsets[r]];
       }
-      if constexpr (sizeof(T) == 4) value = round_to_tf32(value);
-      to[channel] = value;
+    }
+    FASTGEN_UNROLL
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int channel = first + k * step;
+      FASTGEN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const int row = r * kLanes + thread % kLanes;
+        if (channel >= kChannels || row >= M::kWeightRows) continue;
+        T value = values[k][r];
+        if constexpr (sizeof(T) == 4) value = round_to_tf32(value);
+        reinterpret_cast<T*>(weights + row * kWeightPitch<kPieces>)[channel] = value;
+      }
     }
   }
 }
 
+// Eight columns of the product, of a piece: for its halves one after the other.
 template <int kPieces>
-FASTGEN_HD Piece weight_piece(const unsigned char* weights, int row, int piece, int lane) {
-  return load_pack<std::uint32_t, 4>(reinterpret_cast<const std::uint32_t*>(
-      weights + (row * 8 + lane / 4) * kWeightPitch<kPieces> + piece * kPieceBytes +
-      lane % 4 * 16));
+FASTGEN_HD Rows weight_columns(const unsigned char* weights, int columns, int piece, int lane) {
+  const auto place = [](int matrix, int row) {
+    return row * kWeightPitch<kPieces> + matrix * 16;
+  };
+  return load_matrices(
+      weights + columns * 8 * kWeightPitch<kPieces> + piece * kPieceBytes, lane, place);
 }
 
-// ---------------------------------------------------------------------------------------- products
-
-template <typename T>
-FASTGEN_HD Piece round_piece(Piece piece) {
-  if constexpr (sizeof(T) == 4) {
-    FASTGEN_UNROLL
-    for (std::uint32_t& word : piece.values) word = bits_of(round_to_tf32(float_of(word)));
-  }
-  return piece;
+FASTGEN_HD Columns half_of(const Rows& columns, int half) {
+  return {{columns.words[2 * half], columns.words[2 * half + 1]}};
 }
 
-// Half a piece of two pixels, rows g and g + 8 of a product, and of a column of weights: 16 terms
-// in 16 bits, 8 in TF32. Rows and columns have them in the same order, whatever that is.
-FASTGEN_HD Rows rows_of(const Piece& pixel, const Piece& next, int half) {
-  return {{pixel.values[2 * half], next.values[2 * half], pixel.values[2 * half + 1],
-           next.values[2 * half + 1]}};
-}
-
-FASTGEN_HD Columns columns_of(const Piece& weights, int half) {
-  return {{weights.values[2 * half], weights.values[2 * half + 1]}};
-}
+// ------------------------------------------------------------------------------------------- sums
 
 // A lane's sums for one row group: [tile][pair of pixels][2 * pixel of the pair + second column].
 template <int kTiles>
@@ -269,30 +325,38 @@ FASTGEN_HD int giver(int lane, int move) {
   return (lane + (goes_right<kStride>(lane, move) ? 28 : 4)) % 32;
 }
 
-FASTGEN_HD float* edge_of(const MarchShared& shared, int parity, int warp, int lane, int move) {
-  return shared.edges + ((parity * kMarchWarps + warp) * 4 + lane % 4) * 4 + move;
+FASTGEN_HD float* edges_of(const MarchShared& shared, int parity, int warp, int lane) {
+  return shared.edges + ((parity * kMarchWarps + warp) * 4 + lane % 4) * 4;
 }
 
 // What leaves the warp.
 template <int kStride, int kHeld>
 FASTGEN_HD void store_edges(const MarchShared& shared, int parity, int warp, int lane,
                             const MarchSums<March<kStride, kHeld>::kTiles>& sums) {
+  constexpr int kMoves = March<kStride, kHeld>::kMoves;
+  if (lane / 4 != 0 && lane / 4 != 7) return;
+  float* edges = edges_of(shared, parity, warp, lane);
   FASTGEN_UNROLL
-  for (int move = 0; move < March<kStride, kHeld>::kMoves; ++move) {
+  for (int move = 0; move < kMoves; ++move) {
     if (lane / 4 == (goes_right<kStride>(lane, move) ? 7 : 0)) {
-      *edge_of(shared, parity, warp, lane, move) = given_away<kStride, kHeld>(sums, lane, move);
+      edges[move] = given_away<kStride, kHeld>(sums, lane, move);
     }
   }
 }
 
-// What a lane gets where its giver is in another warp, or nowhere.
-template <int kStride>
-FASTGEN_HD float over_the_edge(const MarchShared& shared, const MarchPlace& place, int parity,
-                               int warp, int lane, int move, float given) {
-  const bool right = goes_right<kStride>(lane, move);
-  if (lane / 4 != (right ? 0 : 7)) return given;
-  if (right ? !place.left : !place.right) return 0.0f;
-  return *edge_of(shared, parity, right ? warp - 1 : warp + 1, lane, move);
+// What lanes get whose giver is in another warp, or nowhere.
+template <int kStride, int kHeld>
+FASTGEN_HD void load_edges(const MarchShared& shared, const MarchPlace& place, int parity,
+                           int warp, int lane, float (&given)[March<kStride, kHeld>::kMoves]) {
+  constexpr int kMoves = March<kStride, kHeld>::kMoves;
+  if (lane / 4 != 0 && lane / 4 != 7) return;
+  const bool first = lane / 4 == 0;
+  const float* edges = edges_of(shared, parity, first ? warp - 1 : warp + 1, lane);
+  FASTGEN_UNROLL
+  for (int move = 0; move < kMoves; ++move) {
+    if (goes_right<kStride>(lane, move) != first) continue;
+    given[move] = (first ? place.left : place.right) ? edges[move] : 0.0f;
+  }
 }
 
 // The outputs of a lane's four pixels, before the activation.
@@ -352,27 +416,42 @@ FASTGEN_HD void stage_result(const MarchArguments<T>& a, const MarchShared& shar
   }
 }
 
-// And from there to global memory, as rows of group `group`.
+// The part of a row that is the warp's own, in elements of the row in shared memory.
+struct OwnColumns {
+  int begin, end;
+};
+
 template <typename T, int kStride>
-FASTGEN_HD void store_march_result(const MarchArguments<T>& a, const MarchShared& shared,
-                                   const MarchPlace& place, int group, int warp, int lane) {
-  constexpr int V = kWideExtent<T>;
-  const int begin = (place.from - place.column) * kStride * a.out_channels;
-  const int most = a.out_width - place.column * kStride;  // so many columns are left
+FASTGEN_HD OwnColumns own_columns(const MarchArguments<T>& a, const MarchPlace& place) {
+  const int most = a.out_width - place.column * kStride;  // so many are left
   const int columns = (place.to - place.column) * kStride;
-  const int end = (columns < most ? columns : most) * a.out_channels;
+  return {(place.from - place.column) * kStride * a.out_channels,
+          (columns < most ? columns : most) * a.out_channels};
+}
+
+// And from there to global memory, as rows of a row group.
+template <typename T, int kStride, int kHeld>
+FASTGEN_HD void store_march_result(const MarchArguments<T>& a, const MarchShared& shared,
+                                   const MarchPlace& place, const OwnColumns& own, int group,
+                                   int warp, int lane) {
+  constexpr int V = kWideExtent<T>;
+  constexpr int kMostChannels = kStride == 1 ? 4 : kHeld;
+  constexpr int kPacks = (kMarchColumns * kStride * kMostChannels / V + 31) / 32;  // of a lane
+  T* image = a.result + place.image * a.out_height * a.out_width * a.out_channels +
+             place.column * kStride * a.out_channels + lane * V;
+  const int from = lane * V;
+  const T* staged =
+      reinterpret_cast<const T*>(shared.staged + warp * kStride * a.plan.staged_pitch) + from;
   FASTGEN_UNROLL
   for (int row = 0; row < kStride; ++row) {
     const int y = group * kStride - a.padding_h + row;
     if (y < 0 || y >= a.out_height) continue;
-    const T* staged =
-        reinterpret_cast<const T*>(shared.staged + (warp * kStride + row) * a.plan.staged_pitch);
-    T* to = a.result +
-            ((place.image * a.out_height + y) * a.out_width + place.column * kStride) *
-                a.out_channels;
-    FASTGEN_UNROLL_BY(1)
-    for (int i = begin + lane * V; i < end; i += 32 * V) {
-      store_pack<T, V>(to + i, load_pack<T, V>(staged + i));
+    T* to = image + y * a.out_width * a.out_channels;
+    const T* row_staged = staged + row * (a.plan.staged_pitch / static_cast<int>(sizeof(T)));
+    FASTGEN_UNROLL
+    for (int k = 0; k < 32 * V * kPacks; k += 32 * V) {
+      if (from + k < own.begin || from + k >= own.end) continue;
+      store_pack<T, V>(to + k, load_pack<T, V>(row_staged + k));
     }
   }
 }

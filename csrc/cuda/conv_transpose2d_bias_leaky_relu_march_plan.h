@@ -30,6 +30,10 @@ inline constexpr int kPieceBytes = 64;
 template <int kPieces>
 inline constexpr int kMarchStages = kPieces <= 2 ? 4 : 3;
 
+// Blocks on a multiprocessor: as many as the registers allow, which hold the weights.
+template <int kPieces>
+inline constexpr int kMarchResident = kPieces <= 2 ? 3 : 2;
+
 // The bytes of a row of weights in shared memory; eight rows lie on different banks.
 template <int kPieces>
 inline constexpr int kWeightPitch = kPieces * kPieceBytes + 16;
@@ -120,14 +124,20 @@ MarchPlan march_plan(const ImageEdgeTransposeCall& call, int multiprocessors, in
   // A block that is alone on one waits for memory. Each begins with its weights, which take the
   // time of two rows.
   const int groups = plan.end_group - plan.first_group;
+  const std::int64_t resident = std::min<std::int64_t>(kMarchResident<kPieces>,
+                                                       shared_limit / plan.shared_bytes);
+  const auto time = [](std::int64_t blocks) {
+    return static_cast<double>(blocks) * (blocks >= 3 ? 1.0 : (blocks == 2 ? 1.15 : 1.6));
+  };
   double best_cost = 0;
   for (int strips = 1; strips <= groups; ++strips) {
     const int height = static_cast<int>(ceil_div(groups, strips));
     if (height == plan.strip_groups) continue;
     const std::int64_t tiles = call.batch * plan.column_tiles * ceil_div(groups, height);
     const std::int64_t share = ceil_div(ceil_div(tiles, plan.tiles_held), multiprocessors);
-    const double cost = static_cast<double>(share) * (height + M::kTaps + 1) *
-                        (share >= 3 ? 1.0 : (share == 2 ? 1.15 : 1.6));
+    const double cost =
+        (static_cast<double>(share / resident) * time(resident) + time(share % resident)) *
+        (height + M::kTaps + 1);
     if (best_cost != 0 && cost >= best_cost) continue;
     best_cost = cost;
     plan.strip_groups = height;

@@ -117,10 +117,10 @@ void run_march_block(const MarchArguments<T>& a, std::int64_t block) {
   for (int t = 0; t < 32 * warps; ++t) {
     stage_march_weights<T, kPieces, kStride, kHeld>(a, t, 32 * warps, shared.weights);
   }
-  std::vector<Piece> weights;
+  std::vector<Rows> weights;
   for (int k = 0; k < M::kTaps * M::kTiles * kPieces * 32; ++k) {
-    weights.push_back(weight_piece<kPieces>(shared.weights, k / 32 / kPieces, k / 32 % kPieces,
-                                            k % 32));
+    weights.push_back(weight_columns<kPieces>(shared.weights, k / 32 / kPieces, k / 32 % kPieces,
+                                              k % 32));
   }
   std::memset(static_cast<void*>(scratch.data()), 0xff, plan.scratch_bytes);
 
@@ -129,19 +129,17 @@ void run_march_block(const MarchArguments<T>& a, std::int64_t block) {
     MarchSource source[32];
     float bias[32][kHeld];
     MarchSums<M::kTiles> sums[M::kTaps][32];
-    float given[M::kMoves][32];
   };
   std::vector<Warp> all(warps);
   for (int w = 0; w < warps; ++w) {
     all[w].place = march_place(a, block, w);
     for (int lane = 0; lane < 32; ++lane) {
-      all[w].source[lane] = march_source<T, kPieces>(a, all[w].place, lane);
+      all[w].source[lane] = march_source<T, kPieces, M::kTaps>(a, all[w].place, lane);
       load_bias<T, kStride, kHeld>(a, lane, all[w].bias[lane]);
       for (auto& sums : all[w].sums) start_sums<T, kStride, kHeld>(all[w].bias[lane], sums[lane]);
       for (int s = 0; s < kStages - 1; ++s) {
-        copy_row<T, kPieces>(a, all[w].place, all[w].source[lane],
-                             all[w].place.first_group - (M::kTaps - 1) + s,
-                             ring_stage<kPieces>(shared, w, s, lane));
+        copy_row<T, kPieces>(a, all[w].place, lane, all[w].source[lane],
+                             ring_stage<kPieces>(shared, w, s));
       }
     }
   }
@@ -151,10 +149,8 @@ void run_march_block(const MarchArguments<T>& a, std::int64_t block) {
     for (int w = 0; w < warps; ++w) {
       Warp& warp = all[w];
       for (int lane = 0; lane < 32; ++lane) {
-        copy_row<T, kPieces>(
-            a, warp.place, warp.source[lane],
-            warp.place.first_group - (M::kTaps - 1) + step + kStages - 1,
-            ring_stage<kPieces>(shared, w, (stage + kStages - 1) % kStages, lane));
+        copy_row<T, kPieces>(a, warp.place, lane, warp.source[lane],
+                             ring_stage<kPieces>(shared, w, (stage + kStages - 1) % kStages));
       }
       for (int k = 0; k < kPieces * 2 * 2 * M::kTaps * M::kTiles; ++k) {
         const int tile = k % M::kTiles, tap = k / M::kTiles % M::kTaps;
@@ -164,16 +160,11 @@ void run_march_block(const MarchArguments<T>& a, std::int64_t block) {
         Columns columns[32];
         std::array<float*, 4> d[32];
         for (int lane = 0; lane < 32; ++lane) {
-          Piece pixels[2];
-          for (int i = 0; i < 2; ++i) {
-            const unsigned char* at = ring_stage<kPieces>(shared, w, stage, lane) +
-                                      (4 * q + 2 * pair + i) * 512;
-            std::memcpy(&pixels[i], at, 16);
-            pixels[i] = round_piece<T>(pixels[i]);
-          }
-          rows[lane] = rows_of(pixels[0], pixels[1], half);
-          columns[lane] = columns_of(
-              weights[((tap * M::kTiles + tile) * kPieces + q) * 32 + lane], half);
+          rows[lane] =
+              pixel_rows<T>(ring_stage<kPieces>(shared, w, stage), q, pair, half, lane);
+          const int columns_at =
+              tap_of_sums<M::kTaps>(warp.place, tap) * M::kTiles + tile;
+          columns[lane] = half_of(weights[(columns_at * kPieces + q) * 32 + lane], half);
           float(&own)[4] = warp.sums[tap][lane][tile][pair];
           d[lane] = {&own[0], &own[1], &own[2], &own[3]};
         }
@@ -191,17 +182,19 @@ void run_march_block(const MarchArguments<T>& a, std::int64_t block) {
         float given[M::kMoves], values[kHeld][4];
         for (int move = 0; move < M::kMoves; ++move) {
           const int from = giver<kStride>(lane, move);
-          given[move] = over_the_edge<kStride>(
-              shared, warp.place, parity, w, lane, move,
-              given_away<kStride, kHeld>(warp.sums[0][from], from, move));
+          given[move] = given_away<kStride, kHeld>(warp.sums[0][from], from, move);
         }
+        load_edges<kStride, kHeld>(shared, warp.place, parity, w, lane, given);
         add_moves<kStride, kHeld>(warp.sums[0][lane], given, lane, values);
         activate<kHeld>(a.tanh, a.slope, values);
         stage_result<T, kStride, kHeld>(a, shared, w, lane, values);
       }
-      const int group = warp.place.first_group + step - (M::kTaps - 1);
-      for (int lane = 0; complete && group < warp.place.end_group && lane < 32; ++lane) {
-        store_march_result<T, kStride>(a, shared, warp.place, group, w, lane);
+      const int group = completed_group<M::kTaps>(warp.place, step);
+      const bool own = group >= warp.place.first_group && group < warp.place.end_group;
+      for (int lane = 0; complete && own && lane < 32; ++lane) {
+        store_march_result<T, kStride, kHeld>(a, shared, warp.place,
+                                              own_columns<T, kStride>(a, warp.place), group, w,
+                                              lane);
       }
       for (int lane = 0; lane < 32; ++lane) {
         for (int tap = 0; tap < M::kTaps - 1; ++tap) {
