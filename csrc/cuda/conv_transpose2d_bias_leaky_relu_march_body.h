@@ -212,23 +212,26 @@ FASTGEN_HD void stage_march_weights(const MarchArguments<T>& a, int thread, int 
   constexpr int kRows = (M::kWeightRows + kLanes - 1) / kLanes, kAtOnce = 16;
   const int step = threads / kLanes, channels = a.channels;
   const std::ptrdiff_t stride = a.weight_strides[0];
-  int offsets[kRows];
+  const T* at[kRows];
+  bool any[kRows];
   FASTGEN_UNROLL
   for (int r = 0; r < kRows; ++r) {
     const int row = r * kLanes + thread % kLanes;
-    offsets[r] = weight_of_column<T, kStride>(a, row / 8 / M::kTiles, row / 8 % M::kTiles, row % 8);
+    const int offset =
+        weight_of_column<T, kStride>(a, row / 8 / M::kTiles, row / 8 % M::kTiles, row % 8);
+    any[r] = offset >= 0;
+    at[r] = a.weight + (any[r] ? offset : 0) + thread / kLanes * stride;
   }
   FASTGEN_UNROLL_BY(1)
   for (int first = thread / kLanes; first < kChannels; first += kAtOnce * step) {
     T values[kAtOnce][kRows];
-    const T* at = a.weight + first * stride;
     FASTGEN_UNROLL
-    for (int k = 0; k < kAtOnce; ++k, at += step * stride) {
-      const int channel = first + k * step;
+    for (int k = 0; k < kAtOnce; ++k) {
       FASTGEN_UNROLL
       for (int r = 0; r < kRows; ++r) {
         values[k][r] = T{};
-        if (offsets[r] >= 0 && channel < channels) values[k][r] = at[offsets[r]];
+        if (any[r] && first + k * step < channels) values[k][r] = *at[r];
+        at[r] += step * stride;
       }
     }
     FASTGEN_UNROLL
