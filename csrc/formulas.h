@@ -78,7 +78,7 @@ FASTGEN_FORMULA F leaky_relu_mask(F g, F y, F slope) {
 
 // ------------------------------------------------------------------------------------------ tanh
 
-// 2^x and 1 / x where both are ordinary numbers, or x is NaN or infinite: 2 units in the last place.
+// 2^x and 1 / x within 2 units in the last place; what is below 2^-126 counts as 0.
 FASTGEN_FORMULA float power_of_two(float x) {
 #if defined(__CUDA_ARCH__)
   float result;

@@ -97,10 +97,9 @@ FASTGEN_HD Columns columns_of(const Quad<T>& column, int part) {
   return {{column.words[2 * part], column.words[2 * part + 1]}};
 }
 
-// Four matrices of 8 rows of 16 bytes from shared memory: lane 4 g + t gets the t-th 4 bytes of row g
-// of each. Row r of matrix m stands place(m, r) bytes behind `memory`, at a multiple of 16. As rows
-// and columns of a product the matrices are 16 terms of a 16-bit type, or 8 of TF32: the four t
-// share 16 bytes. All lanes of the warp take part, once what they read was written.
+// Four matrices of 8 rows of 16 bytes from shared memory: lane 4 g + t gets the t-th 4 bytes of
+// row g of each. Row r of matrix m stands place(m, r) bytes behind `memory`, at a multiple of 16.
+// All lanes of the warp take part, once what they read was written.
 template <typename Place>
 FASTGEN_HD Rows load_matrices(const unsigned char* memory, int lane, const Place& place) {
   Rows rows;

@@ -179,8 +179,7 @@ def test_what_does_not_fit_is_refused(program, tmp_path):
         check(program, tmp_path, (1, 4096, 2, 2, 3, (4, 4), (2, 2), (1, 1), (0, 0)))
 
 
-# Batches, channels, height and width of the input, channels of the picture, kernel, stride, padding,
-# output padding: each width of a tile, pictures of one channel, kernels that are smaller.
+# Like GEOMETRIES: each width of a tile, pictures of one channel, kernels that are smaller.
 MARCHES = [
     (2, 64, 8, 8, 3, (4, 4), (2, 2), (1, 1), (0, 0)),
     (3, 64, 5, 32, 3, (4, 4), (2, 2), (1, 1), (0, 0)),
