@@ -1,6 +1,7 @@
 #include "cuda/conv_transpose2d_bias_leaky_relu.h"
 
 #include "cuda/conv_transpose2d_bias_leaky_relu_body.h"
+#include "cuda/conv_transpose2d_bias_leaky_relu_march.h"
 #include "cuda/shared_memory.h"
 
 namespace fastgen::cuda {
@@ -110,7 +111,6 @@ const char* launch(const StripArguments<T>& a, void* stream) {
 
 template <typename T, bool kTensorCore, bool kChannelsLast>
 const char* launch(const ImageEdgeTransposeCall& call, void* stream) {
-  if (const char* problem = strip_problem(call)) return problem;
   const std::int64_t at_once = strip_channels(call);
   for (std::int64_t first = 0; first < call.out_channels; first += at_once) {
     const auto plan = strip_plan<T, kTensorCore, kChannelsLast>(
@@ -136,6 +136,10 @@ const char* launch(const ImageEdgeTransposeCall& call, void* stream) {
 
 const char* image_edge_conv_transpose2d(const ImageEdgeTransposeCall& call, void* stream) {
   if (call.batch * call.out_channels * call.out_height * call.out_width == 0) return nullptr;
+  if (const char* problem = strip_problem(call)) return problem;
+  bool taken = false;
+  const char* error = march_conv_transpose2d(call, stream, &taken);
+  if (taken) return error;
   switch (call.dtype) {
     case Dtype::float32:
       return call.allow_tf32 ? launch<float, true>(call, stream)

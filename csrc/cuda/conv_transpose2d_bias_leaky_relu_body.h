@@ -1,4 +1,5 @@
-// The image-edge transposed convolution: many channels in, 1 to 4 out.
+// The image-edge transposed convolution: many channels in, 1 to 4 out. The common kernels have a
+// faster one, in conv_transpose2d_bias_leaky_relu_march_body.h.
 //
 // Bound. The wide input is nearly all of the traffic; each of its elements takes part in R S C
 // multiply-adds: 27 for 3 channels and 3x3 taps, 48 for 4x4. On a device of 132 multiprocessors at
@@ -236,7 +237,7 @@ FASTGEN_HD void add_products(const StripArguments<T>& a, const Strip& strip, int
       if (c >= plan.group) break;
       const float sum =
           sums[c] + (a.bias == nullptr ? 0.0f : to_float(a.bias[a.first_channel + c]));
-      const T value = from_float<T>(a.tanh ? tanhf(sum) : leaky_relu(sum, a.slope));
+      const T value = from_float<T>(a.tanh ? hyperbolic_tangent(sum) : leaky_relu(sum, a.slope));
       result[a.channels_last ? (x - strip.first_out) * plan.group + c
                              : c * plan.span + x - strip.first_out] = value;
     }

@@ -97,6 +97,28 @@ FASTGEN_HD Columns columns_of(const Quad<T>& column, int part) {
   return {{column.words[2 * part], column.words[2 * part + 1]}};
 }
 
+// Four matrices of 8 rows of 16 bytes from shared memory: lane 4 g + t gets the t-th 4 bytes of
+// row g of each. Row r of matrix m stands place(m, r) bytes behind `memory`, at a multiple of 16.
+// All lanes of the warp take part, once what they read was written.
+template <typename Place>
+FASTGEN_HD Rows load_matrices(const unsigned char* memory, int lane, const Place& place) {
+  Rows rows;
+#if defined(__CUDA_ARCH__)
+  const auto address = static_cast<std::uint32_t>(
+      __cvta_generic_to_shared(memory + place(lane / 8, lane % 8)));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(rows.words[0]), "=r"(rows.words[1]), "=r"(rows.words[2]),
+                 "=r"(rows.words[3])
+               : "r"(address)
+               : "memory");
+#else
+  for (int m = 0; m < 4; ++m) {
+    std::memcpy(&rows.words[m], memory + place(m, lane / 4) + lane % 4 * 4, 4);
+  }
+#endif
+  return rows;
+}
+
 #if defined(__CUDACC__)
 
 // (d0, d1) of row g and (d2, d3) of row g + 8 += rows * columns. All lanes of the warp take part.

@@ -1,7 +1,8 @@
-// Plays every thread of the kernels in csrc/cuda/conv_transpose2d_bias_leaky_relu.cu, block by
-// block.
+// Plays every thread of the kernels in csrc/cuda/conv_transpose2d_bias_leaky_relu.cu and, where it
+// is told to, of conv_transpose2d_bias_leaky_relu_march.cu, block by block.
 
 #include "cuda/conv_transpose2d_bias_leaky_relu_body.h"
+#include "cuda/conv_transpose2d_bias_leaky_relu_march_body.h"
 #include "host.h"
 #include "tensor_core.h"
 
@@ -93,12 +94,151 @@ void run_block(const StripArguments<T>& a, std::uint32_t block) {
   }
 }
 
+// The march: the warps of a block do a row each, then what they give to each other is there.
+template <typename T, int kPieces, int kStride, int kHeld>
+void run_march_block(const MarchArguments<T>& a, std::int64_t block) {
+  using M = March<kStride, kHeld>;
+  constexpr int kStages = kMarchStages<kPieces>;
+  const MarchPlan& plan = a.plan;
+  const int warps = plan.warps * plan.tiles_held, weight_bytes =
+      M::kWeightRows * kWeightPitch<kPieces>;
+  host::require(warps <= kMarchWarps && plan.ring_bytes % 16 == 0 && plan.staged_pitch % 16 == 0 &&
+                    plan.shared_bytes == plan.ring_bytes + plan.scratch_bytes &&
+                    weight_bytes <= plan.scratch_bytes,
+                "the parts of shared memory");
+  // 16 bytes at a time, so that it is aligned.
+  host::Buffer<Pack<std::uint32_t, 4>> ring(plan.ring_bytes / 16), scratch(plan.scratch_bytes / 16);
+  MarchShared shared = march_shared(reinterpret_cast<unsigned char*>(ring.data()), plan);
+  const std::ptrdiff_t staged = shared.staged - shared.weights;
+  shared.weights = reinterpret_cast<unsigned char*>(scratch.data());
+  shared.edges = reinterpret_cast<float*>(scratch.data());
+  shared.staged = shared.weights + staged;
+
+  for (int t = 0; t < 32 * warps; ++t) {
+    stage_march_weights<T, kPieces, kStride, kHeld>(a, t, 32 * warps, shared.weights);
+  }
+  std::vector<Rows> weights;
+  for (int k = 0; k < M::kTaps * M::kTiles * kPieces * 32; ++k) {
+    weights.push_back(weight_columns<kPieces>(shared.weights, k / 32 / kPieces, k / 32 % kPieces,
+                                              k % 32));
+  }
+  std::memset(static_cast<void*>(scratch.data()), 0xff, plan.scratch_bytes);
+
+  struct Warp {
+    MarchPlace place;
+    MarchSource source[32];
+    float bias[32][kHeld];
+    MarchSums<M::kTiles> sums[M::kTaps][32];
+  };
+  std::vector<Warp> all(warps);
+  for (int w = 0; w < warps; ++w) {
+    all[w].place = march_place(a, block, w);
+    for (int lane = 0; lane < 32; ++lane) {
+      all[w].source[lane] = march_source<T, kPieces, M::kTaps>(a, all[w].place, lane);
+      load_bias<T, kStride, kHeld>(a, lane, all[w].bias[lane]);
+      for (auto& sums : all[w].sums) start_sums<T, kStride, kHeld>(all[w].bias[lane], sums[lane]);
+      for (int s = 0; s < kStages - 1; ++s) {
+        copy_row<T, kPieces>(a, all[w].place, lane, all[w].source[lane],
+                             ring_stage<kPieces>(shared, w, s));
+      }
+    }
+  }
+  for (int step = 0; step < plan.strip_groups + M::kTaps - 1; ++step) {
+    const int parity = step & 1, stage = step % kStages;
+    const bool complete = step >= M::kTaps - 1;
+    for (int w = 0; w < warps; ++w) {
+      Warp& warp = all[w];
+      for (int lane = 0; lane < 32; ++lane) {
+        copy_row<T, kPieces>(a, warp.place, lane, warp.source[lane],
+                             ring_stage<kPieces>(shared, w, (stage + kStages - 1) % kStages));
+      }
+      for (int k = 0; k < kPieces * 2 * 2 * M::kTaps * M::kTiles; ++k) {
+        const int tile = k % M::kTiles, tap = k / M::kTiles % M::kTaps;
+        const int rest = k / M::kTiles / M::kTaps, pair = rest % 2, half = rest / 2 % 2,
+                  q = rest / 4;
+        Rows rows[32];
+        Columns columns[32];
+        std::array<float*, 4> d[32];
+        for (int lane = 0; lane < 32; ++lane) {
+          rows[lane] =
+              pixel_rows<T>(ring_stage<kPieces>(shared, w, stage), q, pair, half, lane);
+          const int columns_at =
+              tap_of_sums<M::kTaps>(warp.place, tap) * M::kTiles + tile;
+          columns[lane] = half_of(weights[(columns_at * kPieces + q) * 32 + lane], half);
+          float(&own)[4] = warp.sums[tap][lane][tile][pair];
+          d[lane] = {&own[0], &own[1], &own[2], &own[3]};
+        }
+        host::multiply<T>(d, rows, columns);
+      }
+      if (complete && plan.warps > 1) {
+        for (int lane = 0; lane < 32; ++lane) {
+          store_edges<kStride, kHeld>(shared, parity, w, lane, warp.sums[0][lane]);
+        }
+      }
+    }
+    for (int w = 0; w < warps; ++w) {
+      Warp& warp = all[w];
+      for (int lane = 0; complete && lane < 32; ++lane) {
+        float given[M::kMoves], values[kHeld][4];
+        for (int move = 0; move < M::kMoves; ++move) {
+          const int from = giver<kStride>(lane, move);
+          given[move] = given_away<kStride, kHeld>(warp.sums[0][from], from, move);
+        }
+        load_edges<kStride, kHeld>(shared, warp.place, parity, w, lane, given);
+        add_moves<kStride, kHeld>(warp.sums[0][lane], given, lane, values);
+        activate<kHeld>(a.tanh, a.slope, values);
+        stage_result<T, kStride, kHeld>(a, shared, w, lane, values);
+      }
+      const int group = completed_group<M::kTaps>(warp.place, step);
+      const bool own = group >= warp.place.first_group && group < warp.place.end_group;
+      for (int lane = 0; complete && own && lane < 32; ++lane) {
+        store_march_result<T, kStride, kHeld>(a, shared, warp.place,
+                                              own_columns<T, kStride>(a, warp.place), group, w,
+                                              lane);
+      }
+      for (int lane = 0; lane < 32; ++lane) {
+        for (int tap = 0; tap < M::kTaps - 1; ++tap) {
+          std::memcpy(warp.sums[tap][lane], warp.sums[tap + 1][lane], sizeof(warp.sums[0][0]));
+        }
+        start_sums<T, kStride, kHeld>(warp.bias[lane], warp.sums[M::kTaps - 1][lane]);
+      }
+    }
+    // No row of the result may lean on one before it.
+    std::memset(shared.staged, 0xff,
+                shared.weights + plan.scratch_bytes - shared.staged);
+  }
+}
+
 struct Options {
   std::string folder;
+  bool march;
   int input_offset, result_offset;  // elements behind a 16-byte boundary
   int multiprocessors, shared_limit;
   bool bias;
 };
+
+template <typename T, int kPieces, int kStride, int kHeld>
+void run_march(const ImageEdgeTransposeCall& call, const Options& options) {
+  const auto plan = march_plan<T, kPieces, kStride, kHeld>(call, options.multiprocessors,
+                                                           options.shared_limit);
+  host::require(plan.blocks != 0 && plan.shared_bytes <= options.shared_limit, "shared memory");
+  const auto a = march_arguments<T>(call, plan);
+  for (std::int64_t block = plan.blocks; block > 0; --block) {
+    run_march_block<T, kPieces, kStride, kHeld>(a, block - 1);
+  }
+  std::FILE* file = std::fopen((options.folder + "/plan.bin").c_str(), "wb");
+  const std::int64_t facts[] = {1, 1, kPieces, plan.warps, plan.column_tiles, plan.strips,
+                                plan.shared_bytes};
+  host::require(file != nullptr && std::fwrite(facts, sizeof(facts), 1, file) == 1, "plan.bin");
+  std::fclose(file);
+}
+
+template <typename T, int kPieces>
+void run_march(const ImageEdgeTransposeCall& call, const Options& options) {
+  if (call.stride_w == 1) return run_march<T, kPieces, 1, 1>(call, options);
+  return call.out_channels == 1 ? run_march<T, kPieces, 2, 1>(call, options)
+                                : run_march<T, kPieces, 2, 3>(call, options);
+}
 
 template <typename T, bool kTensorCore, bool kChannelsLast>
 void run(ImageEdgeTransposeCall call, const Options& options) {
@@ -121,6 +261,12 @@ void run(ImageEdgeTransposeCall call, const Options& options) {
     std::exit(3);
   };
   refuse(strip_problem(call));
+  if (options.march) {
+    refuse(march_takes<T>(call) ? nullptr : "not for the march");
+    march_pieces<T>(call) == 2 ? run_march<T, 2>(call, options) : run_march<T, 4>(call, options);
+    result.write(options.folder + "/result.bin");
+    return;
+  }
   const std::int64_t at_once = strip_channels(call);
   std::FILE* file = std::fopen((options.folder + "/plan.bin").c_str(), "wb");
   for (std::int64_t first = 0; first < call.out_channels; first += at_once) {
@@ -171,9 +317,19 @@ void run_large() {
   run_block<BFloat16, true, kChannelsLast, kFewTiles>(
       a, static_cast<std::uint32_t>(plan.blocks - 1));
   // The corner sees one pixel of 64 channels, the one diagonally before it two by two.
-  const std::int64_t last = call.batch * results;
-  host::require(to_float(result[last - 1]) == 64.0f, "the last element is wrong");
-  host::require(to_float(result[last - 1 - (kChannelsLast ? 3 * 65 : 65)]) == 256.0f, "before it");
+  const auto check = [&] {
+    const std::int64_t last = call.batch * results;
+    host::require(to_float(result[last - 1]) == 64.0f, "the last element is wrong");
+    host::require(to_float(result[last - 1 - (kChannelsLast ? 3 * 65 : 65)]) == 256.0f,
+                  "before it");
+  };
+  check();
+  if constexpr (kChannelsLast) {
+    std::fill_n(result + (call.batch - 1) * results, results, one);
+    const auto march = march_plan<BFloat16, 2, 2, 3>(call, 132, 160 * 1024);
+    run_march_block<BFloat16, 2, 2, 3>(march_arguments<BFloat16>(call, march), march.blocks - 1);
+    check();
+  }
 }
 
 }  // namespace
@@ -184,7 +340,7 @@ int main(int count, char** arguments) {
     run_large<false>();
     return 0;
   }
-  host::require(count == 30, "29 arguments, see test_conv_transpose2d_bias_leaky_relu.py");
+  host::require(count == 31, "30 arguments, see test_conv_transpose2d_bias_leaky_relu.py");
   int next = 2;
   const auto number = [&]() -> std::int64_t { return std::atoll(arguments[next++]); };
   const std::string dtype = arguments[next++];
@@ -196,6 +352,7 @@ int main(int count, char** arguments) {
   call.tanh = number() != 0;
   Options options{};
   options.folder = arguments[1];
+  options.march = number() != 0;
   options.bias = number() != 0;
   options.input_offset = static_cast<int>(number());
   options.result_offset = static_cast<int>(number());

@@ -55,6 +55,13 @@ int main(int, char** arguments) {
     }
     output.write(folder + "/output.bin");
     masked.write(folder + "/masked.bin");
+  } else if (formula == "tanh") {
+    host::Buffer<float> input(count), output(count);
+    input.read(folder + "/input.bin");
+    for (std::int64_t i = 0; i < count; ++i) {
+      output.data()[i] = hyperbolic_tangent(input.data()[i]);
+    }
+    output.write(folder + "/output.bin");
   } else if (formula == "conversions") {  // every 16-bit pattern to float32, float32 values back
     host::Buffer<float> from_bfloat16(65536), from_float16(65536), input(count);
     host::Buffer<std::uint16_t> to_bfloat16(count), to_float16(count);

@@ -73,6 +73,7 @@ def check(
     offsets: tuple[int, int] = (0, 0),
     multiprocessors: int = 1,
     shared_limit: int = 160 * 1024,
+    march: bool = False,
 ) -> list[Plan]:
     """One call against float64, from inputs rounded as the kernel rounds them."""
     n, c, height, width, k, kernel, stride, padding, output_padding = geometry
@@ -97,7 +98,7 @@ def check(
     inputs |= {"bias": bits(b)} if bias else {}
     arguments = ["float32" if kind == "tf32" else kind, int(kind != "float32")]
     arguments += [int(layout == "channels_last"), int((result_layout or layout) == "channels_last")]
-    arguments += [slope, int(tanh), int(bias), *offsets, multiprocessors, shared_limit]
+    arguments += [slope, int(tanh), int(march), int(bias), *offsets, multiprocessors, shared_limit]
     arguments += [n, c, height, width, k, *kernel, *exact.shape[2:], *stride, *padding, *w.stride()]
     run(program, arguments, inputs, folder)
 
@@ -176,6 +177,74 @@ def test_what_does_not_fit_is_refused(program, tmp_path):
         check(program, tmp_path, (1, 8, 9, 9, 1, (9, 9), (1, 1), (4, 4), (0, 0)))
     with pytest.raises(AssertionError, match="too many channels"):
         check(program, tmp_path, (1, 4096, 2, 2, 3, (4, 4), (2, 2), (1, 1), (0, 0)))
+
+
+# Like GEOMETRIES: each width of a tile, pictures of one channel, kernels that are smaller.
+MARCHES = [
+    (2, 64, 8, 8, 3, (4, 4), (2, 2), (1, 1), (0, 0)),
+    (3, 64, 5, 32, 3, (4, 4), (2, 2), (1, 1), (0, 0)),
+    (1, 40, 6, 64, 1, (4, 4), (2, 2), (1, 1), (0, 0)),
+    (1, 64, 4, 128, 2, (4, 4), (2, 2), (1, 1), (0, 0)),
+    (1, 8, 3, 232, 3, (4, 4), (2, 2), (1, 1), (0, 0)),
+    (2, 64, 5, 40, 3, (3, 3), (1, 1), (1, 1), (0, 0)),
+    (1, 24, 7, 80, 1, (3, 3), (1, 1), (1, 1), (0, 0)),
+    (1, 64, 5, 256, 4, (3, 3), (1, 1), (1, 1), (0, 0)),
+    (2, 64, 9, 48, 3, (3, 3), (2, 2), (1, 1), (1, 1)),
+    (2, 16, 9, 32, 3, (2, 2), (2, 2), (0, 0), (0, 0)),
+    (1, 64, 4, 64, 2, (1, 1), (1, 1), (0, 0), (0, 0)),
+    (1, 16, 1, 16, 3, (3, 3), (1, 1), (1, 1), (0, 0)),
+]
+MARCHING = ["tf32", "bfloat16", "float16"]
+
+
+@pytest.mark.parametrize("geometry", MARCHES)
+@pytest.mark.parametrize("kind", MARCHING)
+def test_march(program, tmp_path, geometry, kind):
+    check(program, tmp_path, geometry, kind, march=True)
+    check(program, tmp_path, geometry, kind, march=True, multiprocessors=20, tanh=True, bias=False)
+
+
+@pytest.mark.parametrize("kind", MARCHING)
+def test_march_with_epilogues_and_other_weights(program, tmp_path, kind):
+    for geometry in (MARCHES[0], MARCHES[5]):
+        check(program, tmp_path, geometry, kind, march=True, weight_layout="channels_last")
+        check(program, tmp_path, geometry, kind, march=True, bias=False, slope=0.0)
+        check(program, tmp_path, geometry, kind, march=True, slope=1.0)
+
+
+def test_march_in_strips_and_tiles(program, tmp_path):
+    geometry = (2, 64, 9, 256, 3, (3, 3), (1, 1), (1, 1), (0, 0))
+    (plan,) = check(program, tmp_path, geometry, "bfloat16", march=True, multiprocessors=8)
+    assert (plan.columns, plan.column_tiles) == (3, 3)
+    assert plan.strips > 1
+
+
+def test_march_of_more_channels_takes_less_shared_memory_where_there_is_less(program, tmp_path):
+    geometry = (1, 128, 5, 128, 3, (4, 4), (2, 2), (1, 1), (0, 0))
+    (plan,) = check(program, tmp_path, geometry, "bfloat16", march=True)
+    assert plan.columns == 4
+    (plan,) = check(program, tmp_path, geometry, "bfloat16", march=True, shared_limit=99 * 1024)
+    assert plan.columns < 4
+
+
+@pytest.mark.parametrize(
+    ("geometry", "kind", "offsets"),
+    [
+        ((1, 64, 4, 8, 3, (5, 5), (2, 2), (2, 2), (1, 1)), "bfloat16", (0, 0)),
+        ((1, 64, 4, 8, 3, (4, 4), (2, 2), (0, 0), (0, 0)), "bfloat16", (0, 0)),
+        ((1, 64, 4, 8, 4, (4, 4), (2, 2), (1, 1), (0, 0)), "bfloat16", (0, 0)),
+        ((1, 64, 4, 8, 3, (3, 3), (1, 1), (0, 0), (0, 0)), "bfloat16", (0, 0)),
+        ((1, 64, 4, 9, 3, (3, 3), (1, 1), (1, 1), (0, 0)), "bfloat16", (0, 0)),
+        ((1, 60, 4, 8, 3, (3, 3), (1, 1), (1, 1), (0, 0)), "bfloat16", (0, 0)),
+        ((1, 80, 4, 8, 3, (3, 3), (1, 1), (1, 1), (0, 0)), "tf32", (0, 0)),
+        ((1, 64, 4, 8, 3, (4, 4), (2, 2), (1, 1), (0, 0)), "bfloat16", (1, 0)),
+        ((1, 64, 4, 8, 3, (4, 4), (2, 2), (1, 1), (0, 0)), "bfloat16", (0, 1)),
+        ((1, 64, 4, 8, 3, (4, 4), (2, 1), (1, 1), (0, 0)), "bfloat16", (0, 0)),
+    ],
+)  # fmt: skip
+def test_march_leaves_the_rest_alone(program, tmp_path, geometry, kind, offsets):
+    with pytest.raises(AssertionError, match="not for the march"):
+        check(program, tmp_path, geometry, kind, march=True, offsets=offsets)
 
 
 def test_more_than_two_to_the_thirty_two_elements(program, tmp_path):

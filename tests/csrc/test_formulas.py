@@ -97,6 +97,21 @@ def test_leaky_relu_and_its_mask(program, tmp_path, slope):
     )
 
 
+def test_hyperbolic_tangent(program, tmp_path):
+    """Within 3 units in the last place everywhere, and at the ends."""
+    sizes = np.concatenate((np.geomspace(1e-38, 100, 200_000), np.linspace(0.4, 1, 100_000)))
+    ends = np.array([0, 0.6, 9, 44, 45, 88, 89, 1e30, np.inf, np.nan])
+    x = np.concatenate((sizes, ends)).astype(np.float32)
+    x = np.concatenate((x, -x))
+    run(program, ["tanh", len(x)], {"input": x}, tmp_path)
+    ours, exact = result(tmp_path, "output"), np.tanh(x.astype(float))
+    np.testing.assert_array_equal(np.isnan(ours), np.isnan(x))
+    np.testing.assert_array_equal(np.signbit(ours), np.signbit(x))
+    there = ~np.isnan(x)
+    units = np.spacing(np.abs(exact[there]).astype(np.float32))
+    assert (np.abs(ours[there] - exact[there]) <= 3 * units).all()
+
+
 def pairs_through(program, folder, formula, mu, logvar):
     pairs = torch.stack((mu, logvar), dim=1)
     run(program, [formula, len(mu), 0], {"input": pairs.numpy()}, folder)

@@ -77,6 +77,7 @@ T shuffled(T value, int lane) {
 #define blockIdx (emulation::place().block)
 #define gridDim (emulation::place().grid)
 inline void __syncthreads() { emulation::wait_for_block(); }
+inline void __syncwarp() { emulation::wait_for_warp(); }
 inline float __shfl_sync(unsigned, float value, int lane) {
   return emulation::shuffled(value, lane);
 }
