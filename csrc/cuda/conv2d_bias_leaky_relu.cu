@@ -1,6 +1,7 @@
 #include "cuda/conv2d_bias_leaky_relu.h"
 
 #include "cuda/conv2d_bias_leaky_relu_body.h"
+#include "cuda/conv2d_bias_leaky_relu_rows.h"
 #include "cuda/shared_memory.h"
 
 namespace fastgen::cuda {
@@ -103,6 +104,8 @@ const char* launch(const ImageEdgeConvCall& call, void* stream) {
 
 const char* image_edge_conv2d(const ImageEdgeConvCall& call, void* stream) {
   if (call.batch * call.filters * call.out_height * call.out_width == 0) return nullptr;
+  const char* problem = nullptr;
+  if (image_edge_conv2d_rows(call, stream, &problem)) return problem;
   switch (call.dtype) {
     case Dtype::float32:
       return call.allow_tf32 ? launch<float, true>(call, stream)

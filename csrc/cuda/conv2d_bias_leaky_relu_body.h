@@ -1,4 +1,5 @@
-// The image-edge convolution: 1 to 4 channels in, any number out.
+// The image-edge convolution: 1 to 4 channels in, any number out. This is the general kernel; what
+// is small enough goes to that of conv2d_bias_leaky_relu_rows_body.h.
 //
 // Bound. An output element costs C R S multiply-adds and 4 or 2 bytes of memory traffic (8 or 4
 // with a mask), the input C / K of that. On a device of 132 multiprocessors at 1.75 GHz and 4.3
@@ -106,19 +107,6 @@ FASTGEN_HD void stage_constants(const EdgeConvArguments<T>& a, int chunk, int th
     const bool there = a.bias != nullptr && first + i < a.filters;
     shared.bias[i] = there ? to_float(a.bias[first + i]) : 0.0f;
   }
-}
-
-struct EdgePlace {
-  std::int64_t image;
-  int y, x;  // of the first output pixel
-};
-
-FASTGEN_HD EdgePlace place_of(const EdgeConvPlan& plan, std::uint32_t tile) {
-  const std::uint32_t rest = plan.by_tiles_x.quotient(tile);
-  const std::uint32_t image = plan.by_tiles_y.quotient(rest);
-  return {image,
-          static_cast<int>(rest - image * plan.by_tiles_y.divisor) * plan.tile_height,
-          static_cast<int>(tile - rest * plan.by_tiles_x.divisor) << plan.log_tile_width};
 }
 
 // Pixel i of the patch that a tile looks at.

@@ -41,6 +41,20 @@ struct EdgeConvPlan {
   const char* problem;   // or nullptr
 };
 
+struct EdgePlace {
+  std::int64_t image;
+  int y, x;  // of the first output pixel
+};
+
+template <typename Plan>
+FASTGEN_HD EdgePlace place_of(const Plan& plan, std::uint32_t tile) {
+  const std::uint32_t rest = plan.by_tiles_x.quotient(tile);
+  const std::uint32_t image = plan.by_tiles_y.quotient(rest);
+  return {image,
+          static_cast<int>(rest - image * plan.by_tiles_y.divisor) * plan.tile_height,
+          static_cast<int>(tile - rest * plan.by_tiles_x.divisor) << plan.log_tile_width};
+}
+
 // Whether every index within one image fits 32 bits.
 inline bool edge_conv_fits(const ImageEdgeConvCall& call) {
   constexpr std::int64_t kLimit = std::int64_t{1} << 31;
@@ -151,7 +165,7 @@ EdgeConvPlan edge_conv_plan(const ImageEdgeConvCall& call, int multiprocessors,
 }
 
 // What a kernel is told.
-template <typename T>
+template <typename T, typename Plan = EdgeConvPlan>
 struct EdgeConvArguments {
   const T* input;
   const T* weight;
@@ -161,17 +175,17 @@ struct EdgeConvArguments {
   std::int64_t image_stride;                     // from image to image of the input
   int channel_stride, row_stride, column_stride;  // within one
   int weight_strides[4];
-  int channels, height, width, filters, kernel_w, out_height, out_width;
+  int channels, height, width, filters, kernel_h, kernel_w, out_height, out_width;
   int stride_h, stride_w, padding_h, padding_w;
   float slope;
   bool wide;  // every run of the result, and of output, is aligned to 16 bytes and whole
-  EdgeConvPlan plan;
+  Plan plan;
 };
 
-template <typename T>
-EdgeConvArguments<T> edge_conv_arguments(const ImageEdgeConvCall& call, const EdgeConvPlan& plan) {
+template <typename T, typename Plan>
+EdgeConvArguments<T, Plan> edge_conv_arguments(const ImageEdgeConvCall& call, const Plan& plan) {
   const auto small = [](std::int64_t value) { return static_cast<int>(value); };
-  EdgeConvArguments<T> a{};
+  EdgeConvArguments<T, Plan> a{};
   a.input = static_cast<const T*>(call.input);
   a.weight = static_cast<const T*>(call.weight);
   a.bias = static_cast<const T*>(call.bias);
@@ -184,7 +198,7 @@ EdgeConvArguments<T> edge_conv_arguments(const ImageEdgeConvCall& call, const Ed
   for (int d = 0; d < 4; ++d) a.weight_strides[d] = small(call.weight_strides[d]);
   a.channels = small(call.channels), a.filters = small(call.filters);
   a.height = small(call.height), a.width = small(call.width);
-  a.kernel_w = small(call.kernel_w);
+  a.kernel_h = small(call.kernel_h), a.kernel_w = small(call.kernel_w);
   a.out_height = small(call.out_height), a.out_width = small(call.out_width);
   a.stride_h = small(call.stride_h), a.stride_w = small(call.stride_w);
   a.padding_h = small(call.padding_h), a.padding_w = small(call.padding_w);

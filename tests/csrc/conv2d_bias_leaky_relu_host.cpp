@@ -2,6 +2,7 @@
 
 #include "cuda/conv2d_bias_leaky_relu_body.h"
 #include "host.h"
+#include "image_edge_conv_host.h"
 #include "tensor_core.h"
 
 using namespace fastgen;
@@ -107,34 +108,9 @@ void run_block(const EdgeConvArguments<T>& a, std::uint32_t first, int chunk) {
   }
 }
 
-struct Options {
-  std::string folder;
-  int offset;  // elements that result and output stand behind a 16-byte boundary
-  int multiprocessors, shared_limit;
-  bool bias, output;
-};
-
-std::int64_t reach(const std::int64_t (&extents)[4], const std::int64_t (&strides)[4]) {
-  std::int64_t last = 0;
-  for (int d = 0; d < 4; ++d) last += (extents[d] - 1) * strides[d];
-  return last + 1;
-}
-
 template <typename T, bool kTensorCore, bool kChannelsLast>
-void run(ImageEdgeConvCall call, const Options& options) {
-  const std::int64_t count = call.batch * call.filters * call.out_height * call.out_width;
-  host::Buffer<T> input(reach({call.batch, call.channels, call.height, call.width},
-                              call.input_strides)),
-      weight(reach({call.filters, call.channels, call.kernel_h, call.kernel_w},
-                   call.weight_strides)),
-      bias(options.bias ? call.filters : 0), output(options.output ? count : 0, options.offset),
-      result(count, options.offset);
-  call.input = input.read(options.folder + "/input.bin").data();
-  call.weight = weight.read(options.folder + "/weight.bin").data();
-  if (options.bias) call.bias = bias.read(options.folder + "/bias.bin").data();
-  if (options.output) call.output = output.read(options.folder + "/output.bin").data();
-  call.result = result.data();
-
+void run(ImageEdgeConvCall call, const host::Options& options) {
+  host::Tensors<T> tensors(call, options);
   const auto plan = edge_conv_plan<T, kTensorCore, kChannelsLast>(call, options.multiprocessors,
                                                                   options.shared_limit);
   if (plan.problem != nullptr) {
@@ -148,12 +124,10 @@ void run(ImageEdgeConvCall call, const Options& options) {
       run_block<T, kTensorCore, kChannelsLast>(a, block - 1, chunk);
     }
   }
-  result.write(options.folder + "/result.bin");
-  const std::int64_t facts[] = {a.wide, 1 << plan.log_tile_width, plan.tile_height, plan.tiles,
-                                plan.blocks, plan.chunks, plan.shared_bytes};
-  std::FILE* file = std::fopen((options.folder + "/plan.bin").c_str(), "wb");
-  host::require(file != nullptr && std::fwrite(facts, sizeof(facts), 1, file) == 1, "plan.bin");
-  std::fclose(file);
+  tensors.result.write(options.folder + "/result.bin");
+  host::write_facts(options.folder,
+                    {a.wide, 1 << plan.log_tile_width, plan.tile_height, plan.tiles, plan.blocks,
+                     plan.chunks, plan.shared_bytes});
 }
 
 // The last tile of a result of more than 2^32 elements, from an input of ones: there, and nowhere
@@ -201,34 +175,12 @@ int main(int count, char** arguments) {
     run_large<false>();
     return 0;
   }
-  host::require(count == 32, "31 arguments, see test_conv2d_bias_leaky_relu.py");
-  int next = 2;
-  const auto number = [&]() -> std::int64_t { return std::atoll(arguments[next++]); };
-  const std::string dtype = arguments[next++];
-  const bool tensor_cores = number() != 0;
-  ImageEdgeConvCall call{};
-  call.channels_last = number() != 0;
-  call.slope = std::strtof(arguments[next++], nullptr);
-  Options options{};
-  options.folder = arguments[1];
-  options.bias = number() != 0;
-  options.output = number() != 0;
-  options.offset = static_cast<int>(number());
-  options.multiprocessors = static_cast<int>(number());
-  options.shared_limit = static_cast<int>(number());
-  for (std::int64_t* value :
-       {&call.batch, &call.channels, &call.height, &call.width, &call.filters, &call.kernel_h,
-        &call.kernel_w, &call.out_height, &call.out_width, &call.stride_h, &call.stride_w,
-        &call.padding_h, &call.padding_w}) {
-    *value = number();
-  }
-  for (std::int64_t& stride : call.input_strides) stride = number();
-  for (std::int64_t& stride : call.weight_strides) stride = number();
-
-  host::with_dtype(dtype, [&](auto zero) {
+  host::Options options{};
+  const ImageEdgeConvCall call = host::read_call(count, arguments, options);
+  host::with_dtype(options.dtype, [&](auto zero) {
     using T = decltype(zero);
     if constexpr (sizeof(T) == 4) {
-      if (!tensor_cores) {
+      if (!options.tensor_cores) {
         return call.channels_last ? run<T, false, true>(call, options)
                                   : run<T, false, false>(call, options);
       }

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from host import build, result, run
-from torch import Tensor
+from host import build, run
+from image_edge_conv import LAYOUTS, check
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 KINDS = ["float32", "tf32", "bfloat16", "float16"]
 
 # (batch, channels, height, width, filters, kernel, stride, padding)
@@ -31,79 +25,9 @@ GEOMETRIES = [
 ]
 
 
-@dataclass
-class Plan:
-    wide: bool
-    tile_width: int
-    tile_height: int
-    tiles: int
-    blocks: int
-    chunks: int
-    shared_bytes: int
-
-
 @pytest.fixture(scope="module")
 def program() -> Path:
     return build("conv2d_bias_leaky_relu", ["conv2d_bias_leaky_relu_host.cpp"])
-
-
-def bits(tensor: Tensor) -> np.ndarray:
-    """The tensor's storage, in the order of memory."""
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return flat.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16).numpy()
-
-
-def round_to_tf32(tensor: Tensor) -> Tensor:
-    return ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-def check(
-    program: Path,
-    folder: Path,
-    geometry: tuple,
-    kind: str = "float32",
-    layout: str = "channels_last",
-    input_layout: str | None = None,
-    weight_layout: str = "contiguous",
-    slope: float = 0.2,
-    bias: bool = True,
-    mask: bool = False,
-    offset: int = 0,
-    multiprocessors: int = 1,
-    shared_limit: int = 99 * 1024,
-) -> Plan:
-    """One call against float64, from inputs rounded as the kernel rounds them."""
-    n, c, height, width, k, kernel, stride, padding = geometry
-    dtype = DTYPES["float32" if kind == "tf32" else kind]
-    x = torch.randn(n, c, height, width).to(dtype)
-    w = (torch.randn(k, c, *kernel) / (c * kernel[0] * kernel[1]) ** 0.5).to(dtype)
-    x = x.contiguous(memory_format=LAYOUTS[input_layout or layout])
-    w = w.contiguous(memory_format=LAYOUTS[weight_layout])
-    b = torch.randn(k).to(dtype)
-
-    factors = [round_to_tf32(t).double() if kind == "tf32" else t.double() for t in (x, w)]
-    exact = F.conv2d(*factors, b.double() if bias else None, stride, padding)
-    absolute = F.conv2d(*(t.abs() for t in factors), None, stride, padding) + b.abs().max()
-    y = torch.randn(exact.shape).to(dtype).contiguous(memory_format=LAYOUTS[layout])
-    exact = torch.where((y if mask else exact) > 0, exact, exact * float(np.float32(slope)))
-
-    inputs = {"input": bits(x), "weight": bits(w)}
-    inputs |= {"bias": bits(b)} if bias else {}
-    inputs |= {"output": bits(y)} if mask else {}
-    arguments = ["float32" if kind == "tf32" else kind, int(kind != "float32")]
-    arguments += [int(layout == "channels_last"), slope, int(bias), int(mask), offset]
-    arguments += [multiprocessors, shared_limit, n, c, height, width, k, *kernel, *exact.shape[2:]]
-    arguments += [*stride, *padding, *x.stride(), *w.stride()]
-    run(program, arguments, inputs, folder)
-
-    integer = np.int32 if dtype == torch.float32 else np.int16
-    ours = torch.from_numpy(result(folder, "result", integer)).view(dtype)
-    ours = ours.as_strided(y.shape, y.stride()).double()
-    # One rounding of the result, and float32 roundings of the sum's terms.
-    allowed = torch.finfo(dtype).eps / 2 * exact.abs() + 2e-6 * absolute
-    assert ((ours - exact).abs() <= allowed).all(), ((ours - exact).abs() / allowed).max()
-    facts = result(folder, "plan", np.int64).tolist()
-    return Plan(bool(facts[0]), *facts[1:])
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -133,10 +57,10 @@ def test_slopes(program, tmp_path, kind, slope):
 def test_runs_of_sixteen_bytes_only_where_they_are_aligned(program, tmp_path, layout, kind):
     """And the same numbers where they are not."""
     geometry = (1, 3, 9, 16, 24, (3, 3), (1, 1), (1, 1))
-    assert check(program, tmp_path, geometry, kind, layout, mask=True).wide
-    assert not check(program, tmp_path, geometry, kind, layout, mask=True, offset=1).wide
+    assert check(program, tmp_path, geometry, kind, layout, mask=True).way
+    assert not check(program, tmp_path, geometry, kind, layout, mask=True, offset=1).way
     odd = (1, 3, 9, 15, 23, (3, 3), (1, 1), (1, 1))
-    assert not check(program, tmp_path, odd, kind, layout, mask=True).wide
+    assert not check(program, tmp_path, odd, kind, layout, mask=True).way
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
