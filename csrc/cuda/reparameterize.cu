@@ -10,17 +10,23 @@ namespace {
 template <typename T, NoisePass kPass, Reparameterization kKind>
 __global__ void __launch_bounds__(kNoiseThreads) reparameterize_kernel(NoiseArguments<T> a) {
   const int thread = static_cast<int>(threadIdx.x);
-  const float kl = noise_thread<T, kPass, kKind>(a, blockIdx.x, thread);
+  float kl = noise_thread<T, kPass, kKind>(a, blockIdx.x, thread);
   if constexpr (kKind == Reparameterization::sample_kl) {
-    __shared__ float tree[kNoiseThreads];
-    tree[noise_slot(a, thread)] = kl;
-    const int in_block = kNoiseThreads / a.plan.lanes;
-    for (int copies = a.plan.lanes; copies > 1; copies = (copies + 1) / 2) {
-      __syncthreads();
-      tree_level(tree, copies, in_block, thread, kNoiseThreads);
+    const unsigned lanes = static_cast<unsigned>(a.plan.lanes);
+    for (unsigned apart = (lanes < kWarp ? lanes : kWarp) / 2; apart > 0; apart /= 2) {
+      kl += __shfl_sync(~0u, kl, static_cast<int>((threadIdx.x ^ apart) % kWarp));
     }
-    __syncthreads();
-    write_divergence(a, tree, blockIdx.x, thread);
+    if (lanes > kWarp) {
+      __shared__ float warps[kNoiseThreads / kWarp];
+      const unsigned warp = threadIdx.x / kWarp;
+      if (threadIdx.x % kWarp == 0) warps[warp] = kl;
+      __syncthreads();
+      kl = 0.0f;
+      for (unsigned w = 0; w < kNoiseThreads / kWarp; ++w) {
+        if (w >= warp && w < warp + lanes / kWarp) kl += warps[w];
+      }
+    }
+    write_divergence(a, kl, blockIdx.x, thread);
   }
 }
 
@@ -55,6 +61,9 @@ const char* launch(const ReparameterizeCall& call, void* stream) {
   switch (plan.pass) {
     case NoisePass::rows:
       error = launch<T, NoisePass::rows>(call.kind, a, stream);
+      break;
+    case NoisePass::cut_rows:
+      error = launch<T, NoisePass::cut_rows>(call.kind, a, stream);
       break;
     case NoisePass::wide_tiles:
       error = launch<T, NoisePass::wide_tiles>(call.kind, a, stream);
