@@ -108,23 +108,28 @@ FASTGEN_FORMULA void whole_product(std::uint32_t a, std::uint32_t b, std::uint32
 constexpr std::uint32_t kPhiloxFactor0 = 0xD2511F53u, kPhiloxFactor1 = 0xCD9E8D57u;
 constexpr std::uint32_t kPhiloxStep0 = 0x9E3779B9u, kPhiloxStep1 = 0xBB67AE85u;
 
+template <typename W>
+FASTGEN_FORMULA void philox_round(W (&c)[4], std::uint32_t key0, std::uint32_t key1) {
+  W high0, low0, high1, low1;
+  whole_product(c[0], kPhiloxFactor0, &high0, &low0);
+  whole_product(c[2], kPhiloxFactor1, &high1, &low1);
+  c[0] = high1 ^ c[1] ^ key0;
+  c[1] = low1;
+  c[2] = high0 ^ c[3] ^ key1;
+  c[3] = low0;
+}
+
 // Ten rounds: four random words per counter [Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers:
 // As Easy as 1, 2, 3", SC 2011]. Least significant words first.
-template <int kRounds = 10, typename W>
+template <typename W>
 FASTGEN_FORMULA void philox_rounds(W (&c)[4], std::uint32_t key0, std::uint32_t key1) {
 #if defined(__CUDACC__)
 #pragma unroll
 #elif defined(__GNUC__) && !defined(__clang__)
 #pragma GCC unroll 10
 #endif
-  for (int round = 0; round < kRounds; ++round) {
-    W high0, low0, high1, low1;
-    whole_product(c[0], kPhiloxFactor0, &high0, &low0);
-    whole_product(c[2], kPhiloxFactor1, &high1, &low1);
-    c[0] = high1 ^ c[1] ^ key0;
-    c[1] = low1;
-    c[2] = high0 ^ c[3] ^ key1;
-    c[3] = low0;
+  for (int round = 0; round < 10; ++round) {
+    philox_round(c, key0, key1);
     key0 += kPhiloxStep0;
     key1 += kPhiloxStep1;
   }
@@ -135,18 +140,49 @@ FASTGEN_FORMULA Words philox4x32(Words counter, std::uint32_t key0, std::uint32_
   return counter;
 }
 
-// The words of elements 4 * group ... 4 * group + 3 under a 64-bit seed: those of the counter
-// (group, 0), whose first round is mostly multiplications of 0.
-FASTGEN_FORMULA Words random_words(std::int64_t seed, std::int64_t group) {
-  const std::uint64_t key = static_cast<std::uint64_t>(seed);
+// The keys of all rounds under a 64-bit seed.
+struct PhiloxKeys {
+  std::uint32_t key[10][2];
+};
+
+FASTGEN_FORMULA PhiloxKeys philox_keys(std::int64_t seed) {
+  PhiloxKeys keys;
+  std::uint32_t key0 = static_cast<std::uint32_t>(seed);
+  std::uint32_t key1 = static_cast<std::uint32_t>(static_cast<std::uint64_t>(seed) >> 32);
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int round = 0; round < 10; ++round) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(key0), "+r"(key1));  // or nvcc adds them up again for every counter
+#endif
+    keys.key[round][0] = key0;
+    keys.key[round][1] = key1;
+    key0 += kPhiloxStep0;
+    key1 += kPhiloxStep1;
+  }
+  return keys;
+}
+
+// The words of elements 4 * group ... 4 * group + 3: those of the counter (group, 0), whose first
+// round is mostly multiplications of 0.
+FASTGEN_FORMULA Words random_words(const PhiloxKeys& keys, std::int64_t group) {
   const std::uint64_t count = static_cast<std::uint64_t>(group);
-  const std::uint32_t key0 = static_cast<std::uint32_t>(key);
-  const std::uint32_t key1 = static_cast<std::uint32_t>(key >> 32);
   std::uint32_t high, low;
   whole_product(static_cast<std::uint32_t>(count), kPhiloxFactor0, &high, &low);
-  Words words{{static_cast<std::uint32_t>(count >> 32) ^ key0, 0u, high ^ key1, low}};
-  philox_rounds<9>(words.word, key0 + kPhiloxStep0, key1 + kPhiloxStep1);
-  return words;
+  std::uint32_t c[4] = {static_cast<std::uint32_t>(count >> 32) ^ keys.key[0][0], 0u,
+                        high ^ keys.key[0][1], low};
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int round = 1; round < 10; ++round) {
+    philox_round(c, keys.key[round][0], keys.key[round][1]);
+  }
+  return {{c[0], c[1], c[2], c[3]}};
+}
+
+FASTGEN_FORMULA Words random_words(std::int64_t seed, std::int64_t group) {
+  return random_words(philox_keys(seed), group);
 }
 
 // -------------------------------------------------------------------------- special function unit
@@ -276,8 +312,8 @@ FASTGEN_FORMULA void normal_pair(std::uint32_t word0, std::uint32_t word1, float
   *second = radius * sine;
 }
 
-// The same from the special function unit, for GPU kernels whose results have 16 bits: off by 3e-6
-// at most for u near 1 and by 1e-6 of the radius elsewhere, where float16 keeps 5e-4 of a number.
+// The same from the special function unit, for GPU kernels whose results have 16 bits: off by 1e-6
+// of the radius, or by 2.5e-6 where that is small, while float16 keeps 5e-4 of a number.
 //
 // The unit's log2 near 1 has an absolute error only, 2^-22, while the square of the radius vanishes
 // there. But each partial sum of t + t^2/2 + t^3/3 + ... with t = 1 - u is below -log u. So is the
@@ -295,10 +331,10 @@ FASTGEN_FORMULA void coarse_normal_pair(std::uint32_t word0, std::uint32_t word1
   *second = radius * unit_sine(angle);
 }
 
-// The noise of elements 4 * group ... 4 * group + 3.
-template <bool kCoarse = false>
-FASTGEN_FORMULA void normals(std::int64_t seed, std::int64_t group, float (&values)[4]) {
-  const Words words = random_words(seed, group);
+// The noise of elements 4 * group ... 4 * group + 3, under a seed or its keys.
+template <bool kCoarse = false, typename Key>
+FASTGEN_FORMULA void normals(const Key& key, std::int64_t group, float (&values)[4]) {
+  const Words words = random_words(key, group);
   for (int k = 0; k < 4; k += 2) {
     if (kCoarse) {
       coarse_normal_pair(words.word[k], words.word[k + 1], &values[k], &values[k + 1]);
@@ -381,16 +417,17 @@ FASTGEN_FORMULA float coarse_expm1_of_logvar(float logvar) {
                                  : multiply_add(deviation, deviation, -1.0f);
 }
 
-// Of a float32 divergence. The difference e^l - 1 - l has an absolute error, that of the unit's e^l,
-// and vanishes with l^2; but where it is made less by that error it is too small, as the partial sum
-// of e^l's series up to an odd power is. The larger of both is off by 2^-20 at most.
+// Of a float32 divergence. The difference e^l - 1 - l has an absolute error, that of the unit's
+// e^l, and vanishes with l^2. But where it is made less by that error it is too small, and so is
+// the partial sum of e^l's series up to an odd power: the larger of both is right everywhere, by
+// 2^-19 (1 + e^l) at most.
 FASTGEN_FORMULA float coarse_kl_term(float mu, float logvar) {
   const float deviation = coarse_deviation(logvar);
   float series = 0x1.111112p-7f;
   series = multiply_add(series, logvar, 0x1.555556p-5f);
   series = multiply_add(series, logvar, 0x1.555556p-3f);
   series = multiply_add(series, logvar, 0.5f);
-  const float direct = multiply_add(deviation, deviation, -1.0f - 0x1p-21f) - logvar;
+  const float direct = multiply_add(deviation, deviation, -1.0f - 0x1.8p-21f) - logvar;
   return multiply_add(mu, mu, fmaxf(series * (logvar * logvar), direct));
 }
 

@@ -89,8 +89,9 @@ inline NoisePass noise_pass(const ReparameterizeCall& call, int element_size) {
   });
   if (rows) {
     // Groups and vectors of 32 bits.
-    const bool countable = call.samples < std::int64_t{1} << 31 && row / 4 < std::int64_t{1} << 31 &&
-                           call.samples * (row / 4) < std::int64_t{1} << 32;
+    constexpr std::int64_t kHalf = std::int64_t{1} << 31;
+    const bool countable =
+        call.samples < kHalf && row / 4 < kHalf && call.samples * (row / 4) < 2 * kHalf;
     return row % V == 0 && countable ? NoisePass::rows : NoisePass::cut_rows;
   }
 
@@ -236,12 +237,12 @@ FASTGEN_HD float noise_results(const NoiseArguments<T>& a, Offset at, int begin,
 // The noise of `Groups` groups of four; zeros where nothing asks for it. The generator saves where
 // groups are counted in 32 bits.
 template <typename T, int Groups, Through kThrough, typename Count>
-FASTGEN_HD void noise_groups(std::int64_t seed, Count group, float (&eps)[4 * Groups]) {
+FASTGEN_HD void noise_groups(const PhiloxKeys& keys, Count group, float (&eps)[4 * Groups]) {
   FASTGEN_UNROLL
   for (int g = 0; g < Groups; ++g) {
     float values[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     if constexpr (takes_noise(kThrough)) {
-      normals<kCoarseNoise<T>>(seed, static_cast<Count>(group + g), values);
+      normals<kCoarseNoise<T>>(keys, static_cast<Count>(group + g), values);
     }
     FASTGEN_UNROLL
     for (int k = 0; k < 4; ++k) eps[4 * g + k] = values[k];
@@ -253,19 +254,20 @@ FASTGEN_HD void noise_groups(std::int64_t seed, Count group, float (&eps)[4 * Gr
 // One vector of a sample of whole ones, whose first element the tensors of `a` begin with; `group`
 // is its first one. Returns kl and what its elements add to that.
 template <typename T, Reparameterization kKind, Through kThrough>
-FASTGEN_HD float noise_row_unit(const NoiseArguments<T>& a, std::int64_t seed, std::uint32_t unit,
-                                std::uint32_t group, float grad_kl, float kl) {
+FASTGEN_HD float noise_row_unit(const NoiseArguments<T>& a, const PhiloxKeys& keys,
+                                std::uint32_t unit, std::uint32_t group, float grad_kl,
+                                float kl) {
   constexpr int V = kWideExtent<T>;
   const auto at = [&](const Strides&) { return static_cast<std::int64_t>(unit) * V; };
   const auto operands = noise_operands<T, V, kKind, kThrough>(a, at, 0, V);
   float eps[V];
-  noise_groups<T, V / 4, kThrough, std::uint32_t>(seed, group, eps);
+  noise_groups<T, V / 4, kThrough, std::uint32_t>(keys, group, eps);
   return noise_results<T, V, kKind, kThrough>(a, at, 0, V, operands, grad_kl, eps, kl);
 }
 
 // One vector of a sample that is one stretch of memory, and may share its first and last vector.
 template <typename T, Reparameterization kKind, Through kThrough>
-FASTGEN_HD float noise_cut_row_unit(const NoiseArguments<T>& a, std::int64_t seed,
+FASTGEN_HD float noise_cut_row_unit(const NoiseArguments<T>& a, const PhiloxKeys& keys,
                                     std::int64_t sample, std::int64_t unit, float grad_kl,
                                     float kl) {
   constexpr int V = kWideExtent<T>;
@@ -281,13 +283,13 @@ FASTGEN_HD float noise_cut_row_unit(const NoiseArguments<T>& a, std::int64_t see
   const auto at = [&](const Strides& strides) { return sample * strides.sample + place; };
   const auto operands = noise_operands<T, V, kKind, kThrough>(a, at, begin, end);
   float eps[V];
-  noise_groups<T, V / 4, kThrough, std::int64_t>(seed, vector * (V / 4), eps);
+  noise_groups<T, V / 4, kThrough, std::int64_t>(keys, vector * (V / 4), eps);
   return noise_results<T, V, kKind, kThrough>(a, at, begin, end, operands, grad_kl, eps, kl);
 }
 
 // A group of four positions for each of V neighbouring channels.
 template <typename T, int V, Reparameterization kKind, Through kThrough>
-FASTGEN_HD float noise_tile_unit(const NoiseArguments<T>& a, std::int64_t seed,
+FASTGEN_HD float noise_tile_unit(const NoiseArguments<T>& a, const PhiloxKeys& keys,
                                  std::int64_t sample, std::int64_t unit, float grad_kl,
                                  float kl) {
   const std::uint32_t outer = a.plan.by_inner.quotient(static_cast<std::uint32_t>(unit));
@@ -302,7 +304,7 @@ FASTGEN_HD float noise_tile_unit(const NoiseArguments<T>& a, std::int64_t seed,
   FASTGEN_UNROLL
   for (int v = 0; v < V; ++v) {
     float values[4];
-    noise_groups<T, 1, kThrough, std::int64_t>(seed, group + v * (a.positions / 4), values);
+    noise_groups<T, 1, kThrough, std::int64_t>(keys, group + v * (a.positions / 4), values);
     FASTGEN_UNROLL
     for (int k = 0; k < 4; ++k) eps[k][v] = values[k];
   }
@@ -366,22 +368,23 @@ FASTGEN_HD NoiseArguments<T> from_sample(NoiseArguments<T> a, std::uint32_t samp
 
 // All units of a thread. Returns its part of the sum behind the divergence.
 template <typename T, NoisePass kPass, Reparameterization kKind, Through kThrough>
-FASTGEN_HD float noise_units(const NoiseArguments<T>& a, const NoisePlace& place) {
+FASTGEN_HD float noise_units(const NoiseArguments<T>& a, const NoisePlace& place,
+                             const PhiloxKeys& keys) {
   constexpr bool kThroughKl =
       kKind == Reparameterization::backward && kThrough != Through::z;
-  const std::int64_t seed = *a.seed;
   const std::int64_t sample = place.sample;
   const float grad_kl = kThroughKl ? a.grad_kl[sample * a.grad_kl_stride] : 0.0f;
   float kl = 0.0f;
   if constexpr (kPass == NoisePass::rows) {
     constexpr std::uint32_t kGroups = kWideExtent<T> / 4;
-    const NoiseArguments<T> here = from_sample<T, kKind, kThrough>(a, static_cast<std::uint32_t>(sample));
+    const std::uint32_t index = static_cast<std::uint32_t>(sample);
+    const NoiseArguments<T> here = from_sample<T, kKind, kThrough>(a, index);
     const std::uint32_t units = static_cast<std::uint32_t>(a.plan.units);
     const std::uint32_t step = static_cast<std::uint32_t>(a.plan.splits) << a.plan.lane_bits;
     std::uint32_t unit = (place.split << a.plan.lane_bits) + place.lane;
-    std::uint32_t group = (static_cast<std::uint32_t>(sample) * units + unit) * kGroups;
+    std::uint32_t group = (index * units + unit) * kGroups;
     for (; unit < units; unit += step, group += step * kGroups) {
-      kl = noise_row_unit<T, kKind, kThrough>(here, seed, unit, group, grad_kl, kl);
+      kl = noise_row_unit<T, kKind, kThrough>(here, keys, unit, group, grad_kl, kl);
     }
   } else {
     const std::int64_t step = a.plan.splits << a.plan.lane_bits;
@@ -389,10 +392,10 @@ FASTGEN_HD float noise_units(const NoiseArguments<T>& a, const NoisePlace& place
              (static_cast<std::int64_t>(place.split) << a.plan.lane_bits) + place.lane;
          unit < a.plan.units; unit += step) {
       if constexpr (kPass == NoisePass::cut_rows) {
-        kl = noise_cut_row_unit<T, kKind, kThrough>(a, seed, sample, unit, grad_kl, kl);
+        kl = noise_cut_row_unit<T, kKind, kThrough>(a, keys, sample, unit, grad_kl, kl);
       } else {
         constexpr int V = kPass == NoisePass::wide_tiles ? kTileChannels : 1;
-        kl = noise_tile_unit<T, V, kKind, kThrough>(a, seed, sample, unit, grad_kl, kl);
+        kl = noise_tile_unit<T, V, kKind, kThrough>(a, keys, sample, unit, grad_kl, kl);
       }
     }
   }
@@ -401,13 +404,14 @@ FASTGEN_HD float noise_units(const NoiseArguments<T>& a, const NoisePlace& place
 
 template <typename T, NoisePass kPass, Reparameterization kKind>
 FASTGEN_HD float noise_thread(const NoiseArguments<T>& a, std::int64_t block, int thread) {
+  const PhiloxKeys keys = philox_keys(*a.seed);
   const NoisePlace place = noise_place(a, block, thread);
   if (place.sample >= a.samples) return 0.0f;
   if constexpr (kKind == Reparameterization::backward) {
-    if (a.grad_kl == nullptr) return noise_units<T, kPass, kKind, Through::z>(a, place);
-    if (a.grad_z == nullptr) return noise_units<T, kPass, kKind, Through::kl>(a, place);
+    if (a.grad_kl == nullptr) return noise_units<T, kPass, kKind, Through::z>(a, place, keys);
+    if (a.grad_z == nullptr) return noise_units<T, kPass, kKind, Through::kl>(a, place, keys);
   }
-  return noise_units<T, kPass, kKind, Through::both>(a, place);
+  return noise_units<T, kPass, kKind, Through::both>(a, place, keys);
 }
 
 // The sum over a sample's lanes, given by its first one: half of it is the divergence.
