@@ -45,14 +45,14 @@ __global__ void __launch_bounds__(kNoiseThreads, kBlocks) reparameterize_kernel(
 template <typename T, NoisePass kPass, Reparameterization kKind>
 const char* launch(const NoiseArguments<T>& a, void* stream) {
   if constexpr (kPass == NoisePass::rows && kKind == Reparameterization::sample_kl) {
-    if (tried("FASTGEN_TRY_NOISE_BLOCKS", 1) == 10) {
+    if (tried("FASTGEN_TRY_NOISE_BLOCKS", 0) == 10) {
       reparameterize_kernel<T, kPass, kKind, 10>
           <<<static_cast<unsigned>(a.plan.blocks), kNoiseThreads, 0,
              static_cast<cudaStream_t>(stream)>>>(a);
       return launch_error();
     }
   }
-  reparameterize_kernel<T, kPass, kKind, 1><<<static_cast<unsigned>(a.plan.blocks), kNoiseThreads,
+  reparameterize_kernel<T, kPass, kKind, 0><<<static_cast<unsigned>(a.plan.blocks), kNoiseThreads,
                                               0, static_cast<cudaStream_t>(stream)>>>(a);
   return launch_error();
 }
