@@ -127,9 +127,39 @@ FASTGEN_FORMULA std::uint32_t high_word(std::uint32_t a, std::uint32_t b) {
 
 FASTGEN_FORMULA std::uint32_t low_word(std::uint32_t a, std::uint32_t b) { return a * b; }
 
+// Both words of a product. W is a word, or many of them side by side (cpu/lanes.h).
+template <typename W>
+FASTGEN_FORMULA void whole_product(W a, std::uint32_t b, W* high, W* low) {
+  *high = high_word(a, b);
+  *low = low_word(a, b);
+}
+
+#if defined(__CUDA_ARCH__)
+// Spelled out: nvcc makes two multiplications of it.
+FASTGEN_FORMULA void whole_product(std::uint32_t a, std::uint32_t b, std::uint32_t* high,
+                                   std::uint32_t* low) {
+  asm("{\n\t.reg .b64 product;\n\tmul.wide.u32 product, %2, %3;\n\tmov.b64 {%0, %1}, product;\n\t}"
+      : "=r"(*low), "=r"(*high)
+      : "r"(a), "r"(b));
+}
+#endif
+
+constexpr std::uint32_t kPhiloxFactor0 = 0xD2511F53u, kPhiloxFactor1 = 0xCD9E8D57u;
+constexpr std::uint32_t kPhiloxStep0 = 0x9E3779B9u, kPhiloxStep1 = 0xBB67AE85u;
+
+template <typename W>
+FASTGEN_FORMULA void philox_round(W (&c)[4], std::uint32_t key0, std::uint32_t key1) {
+  W high0, low0, high1, low1;
+  whole_product(c[0], kPhiloxFactor0, &high0, &low0);
+  whole_product(c[2], kPhiloxFactor1, &high1, &low1);
+  c[0] = high1 ^ c[1] ^ key0;
+  c[1] = low1;
+  c[2] = high0 ^ c[3] ^ key1;
+  c[3] = low0;
+}
+
 // Ten rounds: four random words per counter [Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers:
-// As Easy as 1, 2, 3", SC 2011]. Least significant words first. W is a word, or many of them side
-// by side (cpu/lanes.h).
+// As Easy as 1, 2, 3", SC 2011]. Least significant words first.
 template <typename W>
 FASTGEN_FORMULA void philox_rounds(W (&c)[4], std::uint32_t key0, std::uint32_t key1) {
 #if defined(__CUDACC__)
@@ -138,14 +168,9 @@ FASTGEN_FORMULA void philox_rounds(W (&c)[4], std::uint32_t key0, std::uint32_t 
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {
-    const W high0 = high_word(c[0], 0xD2511F53u), low0 = low_word(c[0], 0xD2511F53u);
-    const W high1 = high_word(c[2], 0xCD9E8D57u), low1 = low_word(c[2], 0xCD9E8D57u);
-    c[0] = high1 ^ c[1] ^ key0;
-    c[1] = low1;
-    c[2] = high0 ^ c[3] ^ key1;
-    c[3] = low0;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    philox_round(c, key0, key1);
+    key0 += kPhiloxStep0;
+    key1 += kPhiloxStep1;
   }
 }
 
@@ -154,13 +179,108 @@ FASTGEN_FORMULA Words philox4x32(Words counter, std::uint32_t key0, std::uint32_
   return counter;
 }
 
-// The words of elements 4 * group ... 4 * group + 3 under a 64-bit seed.
-FASTGEN_FORMULA Words random_words(std::int64_t seed, std::int64_t group) {
-  const std::uint64_t key = static_cast<std::uint64_t>(seed);
+// The keys of all rounds under a 64-bit seed.
+struct PhiloxKeys {
+  std::uint32_t key[10][2];
+};
+
+FASTGEN_FORMULA PhiloxKeys philox_keys(std::int64_t seed) {
+  PhiloxKeys keys;
+  std::uint32_t key0 = static_cast<std::uint32_t>(seed);
+  std::uint32_t key1 = static_cast<std::uint32_t>(static_cast<std::uint64_t>(seed) >> 32);
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int round = 0; round < 10; ++round) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(key0), "+r"(key1));  // or nvcc adds them up again for every counter
+#endif
+    keys.key[round][0] = key0;
+    keys.key[round][1] = key1;
+    key0 += kPhiloxStep0;
+    key1 += kPhiloxStep1;
+  }
+  return keys;
+}
+
+// The words of elements 4 * group ... 4 * group + 3: those of the counter (group, 0), whose first
+// round is mostly multiplications of 0.
+FASTGEN_FORMULA Words random_words(const PhiloxKeys& keys, std::int64_t group) {
   const std::uint64_t count = static_cast<std::uint64_t>(group);
-  return philox4x32(
-      {{static_cast<std::uint32_t>(count), static_cast<std::uint32_t>(count >> 32), 0u, 0u}},
-      static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32));
+  std::uint32_t high, low;
+  whole_product(static_cast<std::uint32_t>(count), kPhiloxFactor0, &high, &low);
+  std::uint32_t c[4] = {static_cast<std::uint32_t>(count >> 32) ^ keys.key[0][0], 0u,
+                        high ^ keys.key[0][1], low};
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int round = 1; round < 10; ++round) {
+    philox_round(c, keys.key[round][0], keys.key[round][1]);
+  }
+  return {{c[0], c[1], c[2], c[3]}};
+}
+
+FASTGEN_FORMULA Words random_words(std::int64_t seed, std::int64_t group) {
+  return random_words(philox_keys(seed), group);
+}
+
+// -------------------------------------------------------------------------- special function unit
+
+// What a GPU computes in one instruction, a fourth as fast as a multiplication. Numbers below
+// 2^-126 count as 0.
+
+// Off by 2^-22 of the result, or by 2^-22 where x lies in (1/2, 2).
+FASTGEN_FORMULA float unit_log2(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return log2f(x);
+#endif
+}
+
+// Off by 2^-22 of the result.
+FASTGEN_FORMULA float unit_exp2(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return exp2f(x);
+#endif
+}
+
+// Off by 2^-20.9 for x in [-pi, pi], as the cosine.
+FASTGEN_FORMULA float unit_sine(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return sinf(x);
+#endif
+}
+
+FASTGEN_FORMULA float unit_cosine(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return cosf(x);
+#endif
+}
+
+// Of a number that is 0 or not below 2^-126; off by 2^-23 of the result.
+FASTGEN_FORMULA float unit_root(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return sqrtf(x);
+#endif
 }
 
 // ----------------------------------------------------------------------------------------- normals
@@ -173,7 +293,11 @@ FASTGEN_FORMULA Words random_words(std::int64_t seed, std::int64_t group) {
 
 // In (0, 1]: a word is rounded to float32 first, so the largest ones give 1.
 FASTGEN_FORMULA float uniform(std::uint32_t word) {
+#if defined(__CUDA_ARCH__)
+  return fmaf(static_cast<float>(word), 0x1p-32f, 0x1p-33f);  // the same bits in one operation
+#else
   return (static_cast<float>(word) + 0.5f) * 0x1p-32f;
+#endif
 }
 
 // log u for u in [2^-33, 1]: u = 2^k m with m in [2/3, 4/3), and log m = f - f^2/2 + f^3 Q(f) of
@@ -217,32 +341,46 @@ FASTGEN_FORMULA void sin_cos_of_turn(float v, float* sine, float* cosine) {
   *cosine = float_of(bits_of(swap ? odd : even) ^ (((quarter + 1u) & 2u) << 30));
 }
 
-// Of a number that is 0 or at least 2^-24, which is what -2 log u can be.
-FASTGEN_FORMULA float radius_of_square(float square) {
-#if defined(__CUDA_ARCH__)
-  float root;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(square));
-  return root;
-#else
-  return sqrtf(square);
-#endif
-}
-
 // Box-Muller: two words give two independent standard normal numbers.
 FASTGEN_FORMULA void normal_pair(std::uint32_t word0, std::uint32_t word1, float* first,
                                  float* second) {
-  const float radius = radius_of_square(-2.0f * log_of_uniform(uniform(word0)));
+  const float radius = unit_root(-2.0f * log_of_uniform(uniform(word0)));
   float sine, cosine;
   sin_cos_of_turn(uniform(word1), &sine, &cosine);
   *first = radius * cosine;
   *second = radius * sine;
 }
 
-// The noise of elements 4 * group ... 4 * group + 3.
-FASTGEN_FORMULA void normals(std::int64_t seed, std::int64_t group, float (&values)[4]) {
-  const Words words = random_words(seed, group);
-  normal_pair(words.word[0], words.word[1], &values[0], &values[1]);
-  normal_pair(words.word[2], words.word[3], &values[2], &values[3]);
+// The same from the special function unit, for GPU kernels whose results have 16 bits: off by 1e-6
+// of the radius, or by 2.5e-6 where that is small, while float16 keeps 5e-4 of a number.
+//
+// The unit's log2 near 1 has an absolute error only, 2^-22, while the square of the radius vanishes
+// there. But each partial sum of t + t^2/2 + t^3/3 + ... with t = 1 - u is below -log u. So is the
+// unit's value where its error is taken off; then the larger of both is right everywhere. The angle
+// is taken from the word as a signed number: that is less by one turn, or the same, and finer.
+FASTGEN_FORMULA void coarse_normal_pair(std::uint32_t word0, std::uint32_t word1, float* first,
+                                        float* second) {
+  const float u = uniform(word0);
+  const float t = 1.0f - u;
+  const float elsewhere = multiply_add(unit_log2(u), -0x1.62e43p+0f, -0x1.62e43p-22f);
+  const float radius = unit_root(fmaxf(t * (t + 2.0f), elsewhere));
+  const float angle =
+      static_cast<float>(static_cast<std::int32_t>(word1)) * (0x1.921fb6p+2f * 0x1p-32f);
+  *first = radius * unit_cosine(angle);
+  *second = radius * unit_sine(angle);
+}
+
+// The noise of elements 4 * group ... 4 * group + 3, under a seed or its keys.
+template <bool kCoarse = false, typename Key>
+FASTGEN_FORMULA void normals(const Key& key, std::int64_t group, float (&values)[4]) {
+  const Words words = random_words(key, group);
+  for (int k = 0; k < 4; k += 2) {
+    if (kCoarse) {
+      coarse_normal_pair(words.word[k], words.word[k + 1], &values[k], &values[k + 1]);
+    } else {
+      normal_pair(words.word[k], words.word[k + 1], &values[k], &values[k + 1]);
+    }
+  }
 }
 
 // ---------------------------------------------------------------------- reparameterization and KL
@@ -304,6 +442,32 @@ FASTGEN_FORMULA float expm1_of_logvar(float logvar) {
 FASTGEN_FORMULA float kl_term(float mu, float logvar) {
   const Exponentials x = exponentials(logvar);
   return multiply_add(mu, mu, multiply_add(x.growth, x.growth, 2.0f * x.excess));
+}
+
+// The same from the special function unit, for GPU kernels whose results have 16 bits.
+FASTGEN_FORMULA float coarse_deviation(float logvar) {
+  return unit_exp2(logvar * 0x1.715476p-1f);
+}
+
+// e^l - 1, within 2^-13 of it.
+FASTGEN_FORMULA float coarse_expm1_of_logvar(float logvar) {
+  const float deviation = coarse_deviation(logvar);
+  return fabsf(logvar) < 0x1p-7f ? multiply_add(0.5f * logvar, logvar, logvar)
+                                 : multiply_add(deviation, deviation, -1.0f);
+}
+
+// Of a float32 divergence. The difference e^l - 1 - l has an absolute error, that of the unit's
+// e^l, and vanishes with l^2. But where it is made less by that error it is too small, and so is
+// the partial sum of e^l's series up to an odd power: the larger of both is right everywhere, by
+// 2^-19 (1 + e^l) at most.
+FASTGEN_FORMULA float coarse_kl_term(float mu, float logvar) {
+  const float deviation = coarse_deviation(logvar);
+  float series = 0x1.111112p-7f;
+  series = multiply_add(series, logvar, 0x1.555556p-5f);
+  series = multiply_add(series, logvar, 0x1.555556p-3f);
+  series = multiply_add(series, logvar, 0.5f);
+  const float direct = multiply_add(deviation, deviation, -1.0f - 0x1.8p-21f) - logvar;
+  return multiply_add(mu, mu, fmaxf(series * (logvar * logvar), direct));
 }
 
 // The same in float64, for CPUs alone: there the library's functions are good enough.

@@ -34,21 +34,41 @@ struct NoiseElement {
   F kl;
 };
 
-// grad_kl is that of the sample; where it is absent (through_kl false) its terms are left out, as 0
-// times an infinite growth would be NaN. grad_z is 0 where it is absent.
-template <Reparameterization kKind, typename F>
+// grad_kl is that of the sample. The terms of a gradient that is absent (through_z, through_kl
+// false) are left out, as 0 times an infinite deviation or growth would be NaN. kCoarse takes the
+// formulas for results of 16 bits.
+template <Reparameterization kKind, typename F, bool kCoarse = false>
 FASTGEN_FORMULA NoiseElement<F> noise_element(F mean, F logvar, F grad_z, F grad_kl,
-                                              bool through_kl, F eps) {
-  const F noise = standard_deviation(logvar) * eps;
-  if (kKind == Reparameterization::scaled_noise) return {mean * noise, F(0), F(0)};
-  if (kKind == Reparameterization::backward) {
-    const F through_z = grad_z * noise;
-    if (!through_kl) return {grad_z, F(0.5) * through_z, F(0)};
-    return {multiply_add(grad_kl, mean, grad_z),
-            F(0.5) * multiply_add(grad_kl, expm1_of_logvar(logvar), through_z), F(0)};
+                                              bool through_kl, F eps, bool through_z = true) {
+  F deviation;
+  if constexpr (kCoarse) {
+    deviation = coarse_deviation(logvar);
+  } else {
+    deviation = standard_deviation(logvar);
   }
-  const F kl = kKind == Reparameterization::sample_kl ? kl_term(mean, logvar) : F(0);
-  return {mean + noise, F(0), kl};
+  const F noise = deviation * eps;
+  if constexpr (kKind == Reparameterization::scaled_noise) {
+    return {mean * noise, F(0), F(0)};
+  } else if constexpr (kKind == Reparameterization::backward) {
+    const F through_noise = through_z ? grad_z * noise : F(0);
+    if (!through_kl) return {grad_z, F(0.5) * through_noise, F(0)};
+    F growth;
+    if constexpr (kCoarse) {
+      growth = coarse_expm1_of_logvar(logvar);
+    } else {
+      growth = expm1_of_logvar(logvar);
+    }
+    return {multiply_add(grad_kl, mean, grad_z),
+            F(0.5) * multiply_add(grad_kl, growth, through_noise), F(0)};
+  } else if constexpr (kKind == Reparameterization::sample_kl) {
+    if constexpr (kCoarse) {
+      return {mean + noise, F(0), coarse_kl_term(mean, logvar)};
+    } else {
+      return {mean + noise, F(0), kl_term(mean, logvar)};
+    }
+  } else {
+    return {mean + noise, F(0), F(0)};
+  }
 }
 
 FASTGEN_END

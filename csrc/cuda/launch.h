@@ -157,6 +157,27 @@ FASTGEN_HD void store_pack(T* address, const float (&values)[V]) {
   store_pack<T, V>(address, pack);
 }
 
+template <typename T, int V>
+FASTGEN_HD void unpack(const Pack<T, V>& pack, float (&values)[V]) {
+  FASTGEN_UNROLL
+  for (int v = 0; v < V; ++v) values[v] = to_float(pack.values[v]);
+}
+
+#if defined(__CUDA_ARCH__)
+// Spelled out: nvcc takes two instructions for each upper half of a register.
+template <int V>
+__device__ __forceinline__ std::enable_if_t<V % 2 == 0> unpack(const Pack<BFloat16, V>& pack,
+                                                               float (&values)[V]) {
+  unsigned words[V / 2];
+  memcpy(words, &pack, sizeof(words));
+  FASTGEN_UNROLL
+  for (int w = 0; w < V / 2; ++w) {
+    values[2 * w] = __uint_as_float(words[w] << 16);
+    values[2 * w + 1] = __uint_as_float(words[w] & 0xffff0000u);
+  }
+}
+#endif
+
 // nullptr counts as aligned: an operand that is absent hinders nobody.
 inline bool is_aligned(const void* pointer, std::size_t bytes) {
   return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;

@@ -1,5 +1,7 @@
 #include "cuda/reparameterize.h"
 
+#include <cstdlib>
+
 #include "cuda/partial_sums.h"
 #include "cuda/reparameterize_body.h"
 
@@ -7,27 +9,51 @@ namespace fastgen::cuda {
 
 namespace {
 
-template <typename T, NoisePass kPass, Reparameterization kKind>
-__global__ void __launch_bounds__(kNoiseThreads) reparameterize_kernel(NoiseArguments<T> a) {
+// FASTGEN_TRY_*: variants that a measurement decides on.
+int tried(const char* name, int otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : std::atoi(value);
+}
+
+int noise_multiprocessors() {
+  return multiprocessors() * tried("FASTGEN_TRY_NOISE_RESIDENT", 2048) / 2048;
+}
+
+template <typename T, NoisePass kPass, Reparameterization kKind, int kBlocks>
+__global__ void __launch_bounds__(kNoiseThreads, kBlocks) reparameterize_kernel(NoiseArguments<T> a) {
   const int thread = static_cast<int>(threadIdx.x);
-  const float kl = noise_thread<T, kPass, kKind>(a, blockIdx.x, thread);
+  float kl = noise_thread<T, kPass, kKind>(a, blockIdx.x, thread);
   if constexpr (kKind == Reparameterization::sample_kl) {
-    __shared__ float tree[kNoiseThreads];
-    tree[noise_slot(a, thread)] = kl;
-    const int in_block = kNoiseThreads / a.plan.lanes;
-    for (int copies = a.plan.lanes; copies > 1; copies = (copies + 1) / 2) {
-      __syncthreads();
-      tree_level(tree, copies, in_block, thread, kNoiseThreads);
+    const unsigned lanes = static_cast<unsigned>(a.plan.lanes);
+    for (unsigned apart = (lanes < kWarp ? lanes : kWarp) / 2; apart > 0; apart /= 2) {
+      kl += __shfl_sync(~0u, kl, static_cast<int>((threadIdx.x ^ apart) % kWarp));
     }
-    __syncthreads();
-    write_divergence(a, tree, blockIdx.x, thread);
+    if (lanes > kWarp) {
+      __shared__ float warps[kNoiseThreads / kWarp];
+      const unsigned warp = threadIdx.x / kWarp;
+      if (threadIdx.x % kWarp == 0) warps[warp] = kl;
+      __syncthreads();
+      kl = 0.0f;
+      for (unsigned w = 0; w < kNoiseThreads / kWarp; ++w) {
+        if (w >= warp && w < warp + lanes / kWarp) kl += warps[w];
+      }
+    }
+    write_divergence(a, kl, blockIdx.x, thread);
   }
 }
 
 template <typename T, NoisePass kPass, Reparameterization kKind>
 const char* launch(const NoiseArguments<T>& a, void* stream) {
-  reparameterize_kernel<T, kPass, kKind><<<static_cast<unsigned>(a.plan.blocks), kNoiseThreads, 0,
-                                           static_cast<cudaStream_t>(stream)>>>(a);
+  if constexpr (kPass == NoisePass::rows && kKind == Reparameterization::sample_kl) {
+    if (tried("FASTGEN_TRY_NOISE_BLOCKS", 0) == 10) {
+      reparameterize_kernel<T, kPass, kKind, 10>
+          <<<static_cast<unsigned>(a.plan.blocks), kNoiseThreads, 0,
+             static_cast<cudaStream_t>(stream)>>>(a);
+      return launch_error();
+    }
+  }
+  reparameterize_kernel<T, kPass, kKind, 0><<<static_cast<unsigned>(a.plan.blocks), kNoiseThreads,
+                                              0, static_cast<cudaStream_t>(stream)>>>(a);
   return launch_error();
 }
 
@@ -48,13 +74,16 @@ const char* launch(Reparameterization kind, const NoiseArguments<T>& a, void* st
 
 template <typename T>
 const char* launch(const ReparameterizeCall& call, void* stream) {
-  const NoisePlan plan = noise_plan(call, sizeof(T), multiprocessors());
+  const NoisePlan plan = noise_plan(call, sizeof(T), noise_multiprocessors());
   if (plan.too_large) return "a sample of 2^31 or more groups in strided memory";
   const NoiseArguments<T> a = noise_arguments<T>(call, plan);
   const char* error = nullptr;
   switch (plan.pass) {
     case NoisePass::rows:
       error = launch<T, NoisePass::rows>(call.kind, a, stream);
+      break;
+    case NoisePass::cut_rows:
+      error = launch<T, NoisePass::cut_rows>(call.kind, a, stream);
       break;
     case NoisePass::wide_tiles:
       error = launch<T, NoisePass::wide_tiles>(call.kind, a, stream);
@@ -81,7 +110,7 @@ bool nothing_to_do(const ReparameterizeCall& call) {
 std::int64_t partial_sums_size(const ReparameterizeCall& call) {
   if (call.kind != Reparameterization::sample_kl || nothing_to_do(call)) return 0;
   const int element_size = call.dtype == Dtype::float32 ? 4 : 2;
-  const NoisePlan plan = noise_plan(call, element_size, multiprocessors());
+  const NoisePlan plan = noise_plan(call, element_size, noise_multiprocessors());
   return plan.splits == 1 ? 0 : plan.splits * call.samples;
 }
 

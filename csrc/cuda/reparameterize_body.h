@@ -1,10 +1,13 @@
 // The passes behind reparameterize.h, for host and device, and how the work is cut.
 //
-// Bytes per element: 3 times its size forward, 5 times backward. Four neighbours in row-major order
+// Bytes per element: 3 times its size forward, 5 times backward. In 16 bits that leaves a GPU 40 to
+// 80 instructions for it, so what is the same for all units of a thread is computed once, and the
+// results' precision decides which formulas make the noise. Four neighbours in row-major order
 // share a counter of the generator, so a thread always takes whole groups of four:
 //
-// `rows`: every sample is one stretch of memory. A thread takes 16 bytes of it, one or two groups.
-//   Groups count from the first sample; where samples are no multiple of a vector long, the vector
+// `rows`: every sample is one stretch of memory, of whole vectors. A thread takes 16 bytes of it at
+//   a time, one or two groups.
+// `cut_rows`: the same with samples of any length. Groups count from the first sample; the vector
 //   that two of them share is taken once for each, element by element.
 // `tiles`: anything else, channels_last above all, where the four numbers of a group stand a pixel
 //   apart. A thread takes a group for each of V neighbouring channels, so that its four accesses
@@ -14,16 +17,19 @@
 // samples where they are short.
 #pragma once
 
-#include "cuda/partial_sums_body.h"
+#include <type_traits>
+
 #include "cuda/reparameterize.h"
 #include "formulas.h"
 
 namespace fastgen::cuda {
 
-constexpr int kNoiseThreads = 256;
+constexpr int kNoiseBits = 7;
+constexpr int kNoiseThreads = 1 << kNoiseBits;
+constexpr unsigned kWarp = 32;
 constexpr int kTileChannels = 4;
 
-enum class NoisePass { rows, wide_tiles, tiles };
+enum class NoisePass { rows, cut_rows, wide_tiles, tiles };
 
 struct NoisePlan {
   NoisePass pass;
@@ -31,7 +37,9 @@ struct NoisePlan {
   std::int64_t units;   // of work in a sample: vectors, or groups of V channels
   std::int64_t splits;  // blocks that share a sample
   std::int64_t blocks;
-  int lanes;  // threads of a block that share a sample, a power of two
+  int lanes;  // threads of a block that share a sample, a power of two: 2^lane_bits
+  int lane_bits;
+  FastDivide by_splits;
   // tiles
   bool channels_first;  // whether neighbouring threads take neighbouring channels
   FastDivide by_inner;  // the extent of whatever neighbouring threads take
@@ -79,7 +87,13 @@ inline NoisePass noise_pass(const ReparameterizeCall& call, int element_size) {
     const bool in_step = call.samples == 1 || (s.sample - row) % V == 0;
     return stretch && in_step && is_aligned(pointer, 16);
   });
-  if (rows) return NoisePass::rows;
+  if (rows) {
+    // Groups and vectors of 32 bits.
+    constexpr std::int64_t kHalf = std::int64_t{1} << 31;
+    const bool countable =
+        call.samples < kHalf && row / 4 < kHalf && call.samples * (row / 4) < 2 * kHalf;
+    return row % V == 0 && countable ? NoisePass::rows : NoisePass::cut_rows;
+  }
 
   const bool wide = call.channels % kTileChannels == 0 && call.positions % 4 == 0 &&
                     all_tensors(call, [&](const void* pointer, const Strides& s) {
@@ -94,9 +108,11 @@ inline NoisePlan noise_plan(const ReparameterizeCall& call, int element_size,
                             int multiprocessors) {
   NoisePlan plan{};
   plan.pass = noise_pass(call, element_size);
+  const int V = 16 / element_size;
+  const std::int64_t row = call.channels * call.positions;
   if (plan.pass == NoisePass::rows) {
-    const std::int64_t row = call.channels * call.positions;
-    const int V = 16 / element_size;
+    plan.units = row / V;
+  } else if (plan.pass == NoisePass::cut_rows) {
     plan.units = row % V == 0 || call.samples == 1 ? ceil_div(row, V) : row / V + 2;
   } else {
     const bool wide = plan.pass == NoisePass::wide_tiles;
@@ -111,24 +127,35 @@ inline NoisePlan noise_plan(const ReparameterizeCall& call, int element_size,
   }
 
   // Short samples: as few lanes as keep the chip full, so that few are idle, but 8 for whole
-  // sectors of memory. Long ones: all threads of as many blocks as it takes.
+  // sectors of memory.
   const std::int64_t resident = static_cast<std::int64_t>(multiprocessors) * 2048;
-  plan.lanes = 1;
-  while (plan.lanes < plan.units && plan.lanes < kNoiseThreads) plan.lanes *= 2;
-  while (plan.lanes > 8 && call.samples * (plan.lanes / 2) >= resident) plan.lanes /= 2;
+  while (plan.lane_bits < kNoiseBits && (1 << plan.lane_bits) < plan.units) ++plan.lane_bits;
+  while (plan.lane_bits > 3 && (call.samples << (plan.lane_bits - 1)) >= resident) {
+    --plan.lane_bits;
+  }
+  plan.lanes = 1 << plan.lane_bits;
+  // Long ones: all threads of as many blocks as keep it full. For a divergence only half full, and
+  // longer steps, as another kernel adds what several blocks leave.
   plan.splits = 1;
   if (plan.lanes == kNoiseThreads) {
+    const bool divergence = call.kind == Reparameterization::sample_kl;
     const std::int64_t steps = ceil_div(plan.units, plan.lanes);
-    const std::int64_t wanted = ceil_div(resident / kNoiseThreads, call.samples);
-    const std::int64_t least = ceil_div(steps, 16);  // of 16 steps at most
+    const std::int64_t wanted =
+        ceil_div(resident / kNoiseThreads / (divergence ? 2 : 1), call.samples);
+    const std::int64_t least = ceil_div(steps, divergence ? 64 : 8);
     plan.splits = wanted > least ? (wanted < steps ? wanted : steps) : least;
   }
-  plan.blocks = ceil_div(call.samples, kNoiseThreads / plan.lanes) * plan.splits;
+  plan.blocks = ceil_div(call.samples, kNoiseThreads >> plan.lane_bits) * plan.splits;
   plan.too_large = plan.too_large || plan.blocks >= std::int64_t{1} << 31;
+  if (!plan.too_large) plan.by_splits = FastDivide(static_cast<std::uint32_t>(plan.splits));
   return plan;
 }
 
 // ---------------------------------------------------------------------------------------- element
+
+// Whether results of T are so short that the special function unit makes their noise.
+template <typename T>
+inline constexpr bool kCoarseNoise = !std::is_same_v<T, float>;
 
 // V neighbours in memory at an offset, or those of them from `begin` until `end`; zeros elsewhere.
 template <typename T, int V>
@@ -152,50 +179,71 @@ FASTGEN_HD void noise_store(T* tensor, std::int64_t offset, int begin, int end,
   }
 }
 
-// V elements that are neighbours in every tensor, of which [begin, end) are the sample's; returns
-// their terms of the divergence. `at` gives the offset of the first one in a tensor.
-template <typename T, int V, Reparameterization kKind, typename Offset>
-FASTGEN_HD float noise_vector(const NoiseArguments<T>& a, Offset at, int begin, int end,
-                              float grad_kl, const float (&eps)[V]) {
-  constexpr bool kBackward = kKind == Reparameterization::backward;
-  Pack<T, V> mean{}, grad_z{};
-  const Pack<T, V> logvar =
-      noise_load<T, V>(a.logvar, at(a.logvar_strides), begin, end);
-  if (!kBackward || a.grad_kl != nullptr) {
-    mean = noise_load<T, V>(a.mean, at(a.mean_strides), begin, end);
-  }
-  if (kBackward && a.grad_z != nullptr) {
-    grad_z = noise_load<T, V>(a.grad_z, at(a.grad_z_strides), begin, end);
-  }
+// Which gradients a backward pass takes in.
+enum class Through { both, z, kl };
 
-  float kl = 0.0f;
-  float result[V];
-  float grad_logvar[V];
+// Whether the noise is asked for.
+FASTGEN_HD constexpr bool takes_noise(Through through) { return through != Through::kl; }
+
+// V elements that are neighbours in every tensor.
+template <typename T, int V>
+struct NoiseOperands {
+  Pack<T, V> mean, logvar, grad_z;
+};
+
+// Those of them that the pass asks for. `at` gives the offset of the first one in a tensor; of the
+// elements [begin, end) are the sample's.
+template <typename T, int V, Reparameterization kKind, Through kThrough, typename Offset>
+FASTGEN_HD NoiseOperands<T, V> noise_operands(const NoiseArguments<T>& a, Offset at, int begin,
+                                              int end) {
+  constexpr bool kBackward = kKind == Reparameterization::backward;
+  NoiseOperands<T, V> o{};
+  o.logvar = noise_load<T, V>(a.logvar, at(a.logvar_strides), begin, end);
+  if constexpr (!kBackward || kThrough != Through::z) {
+    o.mean = noise_load<T, V>(a.mean, at(a.mean_strides), begin, end);
+  }
+  if constexpr (kBackward && takes_noise(kThrough)) {
+    o.grad_z = noise_load<T, V>(a.grad_z, at(a.grad_z_strides), begin, end);
+  }
+  return o;
+}
+
+// Their results. Returns kl and the elements' terms of the divergence.
+template <typename T, int V, Reparameterization kKind, Through kThrough, typename Offset>
+FASTGEN_HD float noise_results(const NoiseArguments<T>& a, Offset at, int begin, int end,
+                               const NoiseOperands<T, V>& o, float grad_kl, const float (&eps)[V],
+                               float kl) {
+  float mean[V], logvar[V], grad_z[V];
+  unpack(o.mean, mean);
+  unpack(o.logvar, logvar);
+  unpack(o.grad_z, grad_z);
+  float result[V], grad_logvar[V];
   FASTGEN_UNROLL
   for (int v = 0; v < V; ++v) {
-    const NoiseElement<float> element =
-        noise_element<kKind>(to_float(mean.values[v]), to_float(logvar.values[v]),
-                             to_float(grad_z.values[v]), grad_kl, a.grad_kl != nullptr, eps[v]);
+    const NoiseElement<float> element = noise_element<kKind, float, kCoarseNoise<T>>(
+        mean[v], logvar[v], grad_z[v], grad_kl, kThrough != Through::z, eps[v],
+        takes_noise(kThrough));
     result[v] = element.result;
     grad_logvar[v] = element.grad_logvar;
     kl += element.kl;
   }
   noise_store<T, V>(a.result, at(a.result_strides), begin, end, result);
-  if (kBackward) {
+  if constexpr (kKind == Reparameterization::backward) {
     noise_store<T, V>(a.grad_logvar, at(a.grad_logvar_strides), begin, end, grad_logvar);
   }
   return kl;
 }
 
-// The noise of `Groups` groups of four; zeros where nothing asks for it.
-template <typename T, int Groups, Reparameterization kKind>
-FASTGEN_HD void noise_groups(const NoiseArguments<T>& a, std::int64_t seed, std::int64_t group,
-                             float (&eps)[4 * Groups]) {
-  const bool wanted = kKind != Reparameterization::backward || a.grad_z != nullptr;
+// The noise of `Groups` groups of four; zeros where nothing asks for it. The generator saves where
+// groups are counted in 32 bits.
+template <typename T, int Groups, Through kThrough, typename Count>
+FASTGEN_HD void noise_groups(const PhiloxKeys& keys, Count group, float (&eps)[4 * Groups]) {
   FASTGEN_UNROLL
   for (int g = 0; g < Groups; ++g) {
     float values[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (wanted) normals(seed, group + g, values);
+    if constexpr (takes_noise(kThrough)) {
+      normals<kCoarseNoise<T>>(keys, static_cast<Count>(group + g), values);
+    }
     FASTGEN_UNROLL
     for (int k = 0; k < 4; ++k) eps[4 * g + k] = values[k];
   }
@@ -203,29 +251,47 @@ FASTGEN_HD void noise_groups(const NoiseArguments<T>& a, std::int64_t seed, std:
 
 // ------------------------------------------------------------------------------------------- units
 
-// One vector of a sample that is one stretch of memory.
-template <typename T, Reparameterization kKind>
-FASTGEN_HD float noise_row_unit(const NoiseArguments<T>& a, std::int64_t seed, std::int64_t sample,
-                                std::int64_t unit, float grad_kl) {
+// One vector of a sample of whole ones, whose first element the tensors of `a` begin with; `group`
+// is its first one. Returns kl and what its elements add to that.
+template <typename T, Reparameterization kKind, Through kThrough>
+FASTGEN_HD float noise_row_unit(const NoiseArguments<T>& a, const PhiloxKeys& keys,
+                                std::uint32_t unit, std::uint32_t group, float grad_kl,
+                                float kl) {
+  constexpr int V = kWideExtent<T>;
+  const auto at = [&](const Strides&) { return static_cast<std::int64_t>(unit) * V; };
+  const auto operands = noise_operands<T, V, kKind, kThrough>(a, at, 0, V);
+  float eps[V];
+  noise_groups<T, V / 4, kThrough, std::uint32_t>(keys, group, eps);
+  return noise_results<T, V, kKind, kThrough>(a, at, 0, V, operands, grad_kl, eps, kl);
+}
+
+// One vector of a sample that is one stretch of memory, and may share its first and last vector.
+template <typename T, Reparameterization kKind, Through kThrough>
+FASTGEN_HD float noise_cut_row_unit(const NoiseArguments<T>& a, const PhiloxKeys& keys,
+                                    std::int64_t sample, std::int64_t unit, float grad_kl,
+                                    float kl) {
   constexpr int V = kWideExtent<T>;
   const std::int64_t row = a.channels * a.positions;
   const std::int64_t start = sample * row;
   const std::int64_t vector = start / V + unit;
   const std::int64_t place = vector * V - start;  // in the sample; below 0 where it begins later
   const std::int64_t left = row - place;
-  if (left <= 0) return 0.0f;
+  if (left <= 0) return kl;
+  const int begin = place < 0 ? static_cast<int>(-place) : 0;
+  const int end = left < V ? static_cast<int>(left) : V;
 
-  float eps[V];
-  noise_groups<T, V / 4, kKind>(a, seed, vector * (V / 4), eps);
   const auto at = [&](const Strides& strides) { return sample * strides.sample + place; };
-  return noise_vector<T, V, kKind>(a, at, place < 0 ? static_cast<int>(-place) : 0,
-                                   left < V ? static_cast<int>(left) : V, grad_kl, eps);
+  const auto operands = noise_operands<T, V, kKind, kThrough>(a, at, begin, end);
+  float eps[V];
+  noise_groups<T, V / 4, kThrough, std::int64_t>(keys, vector * (V / 4), eps);
+  return noise_results<T, V, kKind, kThrough>(a, at, begin, end, operands, grad_kl, eps, kl);
 }
 
 // A group of four positions for each of V neighbouring channels.
-template <typename T, int V, Reparameterization kKind>
-FASTGEN_HD float noise_tile_unit(const NoiseArguments<T>& a, std::int64_t seed,
-                                 std::int64_t sample, std::int64_t unit, float grad_kl) {
+template <typename T, int V, Reparameterization kKind, Through kThrough>
+FASTGEN_HD float noise_tile_unit(const NoiseArguments<T>& a, const PhiloxKeys& keys,
+                                 std::int64_t sample, std::int64_t unit, float grad_kl,
+                                 float kl) {
   const std::uint32_t outer = a.plan.by_inner.quotient(static_cast<std::uint32_t>(unit));
   const std::uint32_t inner =
       static_cast<std::uint32_t>(unit) - outer * a.plan.by_inner.divisor;
@@ -238,11 +304,10 @@ FASTGEN_HD float noise_tile_unit(const NoiseArguments<T>& a, std::int64_t seed,
   FASTGEN_UNROLL
   for (int v = 0; v < V; ++v) {
     float values[4];
-    noise_groups<T, 1, kKind>(a, seed, group + v * (a.positions / 4), values);
+    noise_groups<T, 1, kThrough, std::int64_t>(keys, group + v * (a.positions / 4), values);
     FASTGEN_UNROLL
     for (int k = 0; k < 4; ++k) eps[k][v] = values[k];
   }
-  float kl = 0.0f;
   FASTGEN_UNROLL
   for (int k = 0; k < 4; ++k) {
     const std::int64_t position = place + k;
@@ -250,68 +315,115 @@ FASTGEN_HD float noise_tile_unit(const NoiseArguments<T>& a, std::int64_t seed,
     const auto at = [&](const Strides& strides) {
       return sample * strides.sample + channel * strides.channel + position * strides.position;
     };
-    kl += noise_vector<T, V, kKind>(a, at, 0, V, grad_kl, eps[k]);
+    const auto operands = noise_operands<T, V, kKind, kThrough>(a, at, 0, V);
+    kl = noise_results<T, V, kKind, kThrough>(a, at, 0, V, operands, grad_kl, eps[k], kl);
   }
   return kl;
-}
-
-template <typename T, NoisePass kPass, Reparameterization kKind>
-FASTGEN_HD float noise_unit(const NoiseArguments<T>& a, std::int64_t seed, std::int64_t sample,
-                            std::int64_t unit, float grad_kl) {
-  if constexpr (kPass == NoisePass::rows) {
-    return noise_row_unit<T, kKind>(a, seed, sample, unit, grad_kl);
-  } else {
-    constexpr int V = kPass == NoisePass::wide_tiles ? kTileChannels : 1;
-    return noise_tile_unit<T, V, kKind>(a, seed, sample, unit, grad_kl);
-  }
 }
 
 // ----------------------------------------------------------------------------------------- threads
 
-// One thread: all its units of one sample. Returns its part of the sum behind the divergence.
-template <typename T, NoisePass kPass, Reparameterization kKind>
-FASTGEN_HD float noise_thread(const NoiseArguments<T>& a, std::int64_t block, int thread) {
-  const NoisePlan& plan = a.plan;
-  const std::uint32_t batch =
-      static_cast<std::uint32_t>(block) / static_cast<std::uint32_t>(plan.splits);
-  const std::int64_t split = block - batch * plan.splits;
-  const int in_block = thread / plan.lanes;
-  const int lane = thread - in_block * plan.lanes;
-  const std::int64_t sample =
-      static_cast<std::int64_t>(batch) * (kNoiseThreads / plan.lanes) + in_block;
-  if (sample >= a.samples) return 0.0f;
+// Where a thread works: the sample, which may lie behind the last one, and its first unit there.
+struct NoisePlace {
+  std::int64_t sample;
+  std::uint32_t split;
+  int lane;
+};
 
-  const std::int64_t seed = *a.seed;
-  const bool through_kl = kKind == Reparameterization::backward && a.grad_kl != nullptr;
-  const float grad_kl = through_kl ? a.grad_kl[sample * a.grad_kl_stride] : 0.0f;
+template <typename T>
+FASTGEN_HD NoisePlace noise_place(const NoiseArguments<T>& a, std::int64_t block, int thread) {
+  const NoisePlan& plan = a.plan;
+  const std::uint32_t batch = plan.by_splits.quotient(static_cast<std::uint32_t>(block));
+  const std::uint32_t split =
+      static_cast<std::uint32_t>(block) - batch * plan.by_splits.divisor;
+  const std::int64_t sample = (static_cast<std::int64_t>(batch) << (kNoiseBits - plan.lane_bits)) +
+                              (thread >> plan.lane_bits);
+  return {sample, split, thread & (plan.lanes - 1)};
+}
+
+// Moves a pointer on, once: nvcc would do it at every access again.
+template <typename T>
+FASTGEN_HD void move_on(T*& pointer, std::int64_t count) {
+  pointer += count;
+#if defined(__CUDA_ARCH__)
+  std::size_t address = __cvta_generic_to_global(pointer);
+  asm("" : "+l"(address));
+  pointer = static_cast<T*>(__cvta_global_to_generic(address));
+#endif
+}
+
+// The tensors from the first element of a sample on.
+template <typename T, Reparameterization kKind, Through kThrough>
+FASTGEN_HD NoiseArguments<T> from_sample(NoiseArguments<T> a, std::uint32_t sample) {
+  move_on(a.logvar, sample * a.logvar_strides.sample);
+  move_on(a.result, sample * a.result_strides.sample);
+  if constexpr (kKind == Reparameterization::backward) {
+    move_on(a.grad_logvar, sample * a.grad_logvar_strides.sample);
+    if (takes_noise(kThrough)) move_on(a.grad_z, sample * a.grad_z_strides.sample);
+    if (kThrough == Through::z) return a;
+  }
+  move_on(a.mean, sample * a.mean_strides.sample);
+  return a;
+}
+
+// All units of a thread. Returns its part of the sum behind the divergence.
+template <typename T, NoisePass kPass, Reparameterization kKind, Through kThrough>
+FASTGEN_HD float noise_units(const NoiseArguments<T>& a, const NoisePlace& place,
+                             const PhiloxKeys& keys) {
+  constexpr bool kThroughKl =
+      kKind == Reparameterization::backward && kThrough != Through::z;
+  const std::int64_t sample = place.sample;
+  const float grad_kl = kThroughKl ? a.grad_kl[sample * a.grad_kl_stride] : 0.0f;
   float kl = 0.0f;
-  for (std::int64_t unit = split * plan.lanes + lane; unit < plan.units;
-       unit += plan.splits * plan.lanes) {
-    kl += noise_unit<T, kPass, kKind>(a, seed, sample, unit, grad_kl);
+  if constexpr (kPass == NoisePass::rows) {
+    constexpr std::uint32_t kGroups = kWideExtent<T> / 4;
+    const std::uint32_t index = static_cast<std::uint32_t>(sample);
+    const NoiseArguments<T> here = from_sample<T, kKind, kThrough>(a, index);
+    const std::uint32_t units = static_cast<std::uint32_t>(a.plan.units);
+    const std::uint32_t step = static_cast<std::uint32_t>(a.plan.splits) << a.plan.lane_bits;
+    std::uint32_t unit = (place.split << a.plan.lane_bits) + place.lane;
+    std::uint32_t group = (index * units + unit) * kGroups;
+    for (; unit < units; unit += step, group += step * kGroups) {
+      kl = noise_row_unit<T, kKind, kThrough>(here, keys, unit, group, grad_kl, kl);
+    }
+  } else {
+    const std::int64_t step = a.plan.splits << a.plan.lane_bits;
+    for (std::int64_t unit =
+             (static_cast<std::int64_t>(place.split) << a.plan.lane_bits) + place.lane;
+         unit < a.plan.units; unit += step) {
+      if constexpr (kPass == NoisePass::cut_rows) {
+        kl = noise_cut_row_unit<T, kKind, kThrough>(a, keys, sample, unit, grad_kl, kl);
+      } else {
+        constexpr int V = kPass == NoisePass::wide_tiles ? kTileChannels : 1;
+        kl = noise_tile_unit<T, V, kKind, kThrough>(a, keys, sample, unit, grad_kl, kl);
+      }
+    }
   }
   return kl;
 }
 
-// Where a thread's sum stands among those of its block: lanes apart, samples side by side.
-template <typename T>
-FASTGEN_HD int noise_slot(const NoiseArguments<T>& a, int thread) {
-  const int in_block = thread / a.plan.lanes;
-  return (thread - in_block * a.plan.lanes) * (kNoiseThreads / a.plan.lanes) + in_block;
+template <typename T, NoisePass kPass, Reparameterization kKind>
+FASTGEN_HD float noise_thread(const NoiseArguments<T>& a, std::int64_t block, int thread) {
+  const PhiloxKeys keys = philox_keys(*a.seed);
+  const NoisePlace place = noise_place(a, block, thread);
+  if (place.sample >= a.samples) return 0.0f;
+  if constexpr (kKind == Reparameterization::backward) {
+    if (a.grad_kl == nullptr) return noise_units<T, kPass, kKind, Through::z>(a, place, keys);
+    if (a.grad_z == nullptr) return noise_units<T, kPass, kKind, Through::kl>(a, place, keys);
+  }
+  return noise_units<T, kPass, kKind, Through::both>(a, place, keys);
 }
 
+// The sum over a sample's lanes, given by its first one: half of it is the divergence.
 template <typename T>
-FASTGEN_HD void write_divergence(const NoiseArguments<T>& a, const float* tree,
-                                 std::int64_t block, int thread) {
-  const NoisePlan& plan = a.plan;
-  const int in_block = kNoiseThreads / plan.lanes;
-  const std::uint32_t batch =
-      static_cast<std::uint32_t>(block) / static_cast<std::uint32_t>(plan.splits);
-  const std::int64_t sample = static_cast<std::int64_t>(batch) * in_block + thread;
-  if (thread >= in_block || sample >= a.samples) return;
-  if (plan.splits == 1) {
-    a.kl[sample] = 0.5f * tree[thread];
+FASTGEN_HD void write_divergence(const NoiseArguments<T>& a, float sum, std::int64_t block,
+                                 int thread) {
+  const NoisePlace place = noise_place(a, block, thread);
+  if (place.lane != 0 || place.sample >= a.samples) return;
+  if (a.plan.splits == 1) {
+    a.kl[place.sample] = 0.5f * sum;
   } else {
-    a.partials[(block - batch * plan.splits) * a.samples + sample] = tree[thread];
+    a.partials[place.split * a.samples + place.sample] = sum;
   }
 }
 

@@ -33,13 +33,18 @@ int main(int, char** arguments) {
     }
     words_out.write(folder + "/words.bin");
     normals_out.write(folder + "/normals.bin");
-  } else if (formula == "box_muller") {  // pairs of words
+  } else if (formula == "box_muller" || formula == "coarse_box_muller") {  // pairs of words
     host::Buffer<std::uint32_t> input(count * 2);
     host::Buffer<float> output(count * 2);
     input.read(folder + "/input.bin");
     for (std::int64_t i = 0; i < count; ++i) {
       float* pair = output.data() + 2 * i;
-      normal_pair(input.data()[2 * i], input.data()[2 * i + 1], &pair[0], &pair[1]);
+      const std::uint32_t* in = input.data() + 2 * i;
+      if (formula == "box_muller") {
+        normal_pair(in[0], in[1], &pair[0], &pair[1]);
+      } else {
+        coarse_normal_pair(in[0], in[1], &pair[0], &pair[1]);
+      }
     }
     output.write(folder + "/output.bin");
   } else if (formula == "leaky_relu" || formula == "kl" || formula == "deviation") {
@@ -62,6 +67,17 @@ int main(int, char** arguments) {
       output.data()[i] = hyperbolic_tangent(input.data()[i]);
     }
     output.write(folder + "/output.bin");
+  } else if (formula == "coarse") {  // logvar
+    host::Buffer<float> input(count), deviation(count), growth(count), kl(count);
+    input.read(folder + "/input.bin");
+    for (std::int64_t i = 0; i < count; ++i) {
+      deviation.data()[i] = coarse_deviation(input.data()[i]);
+      growth.data()[i] = coarse_expm1_of_logvar(input.data()[i]);
+      kl.data()[i] = coarse_kl_term(0.0f, input.data()[i]);
+    }
+    deviation.write(folder + "/deviation.bin");
+    growth.write(folder + "/growth.bin");
+    kl.write(folder + "/kl.bin");
   } else if (formula == "conversions") {  // every 16-bit pattern to float32, float32 values back
     host::Buffer<float> from_bfloat16(65536), from_float16(65536), input(count);
     host::Buffer<std::uint16_t> to_bfloat16(count), to_float16(count);

@@ -1,5 +1,6 @@
 // Plays every thread of the kernels in csrc/cuda/reparameterize.cu, block by block.
 
+#include "cuda/partial_sums_body.h"
 #include "cuda/reparameterize_body.h"
 #include "host.h"
 
@@ -16,13 +17,25 @@ void tree(float* values, int copies, int columns, int threads) {
 
 template <typename T, NoisePass kPass, Reparameterization kKind>
 void run_block(const NoiseArguments<T>& a, std::int64_t block) {
-  float shared[kNoiseThreads];
+  float sums[kNoiseThreads];
   for (int thread = 0; thread < kNoiseThreads; ++thread) {
-    shared[noise_slot(a, thread)] = noise_thread<T, kPass, kKind>(a, block, thread);
+    sums[thread] = noise_thread<T, kPass, kKind>(a, block, thread);
   }
   if (kKind != Reparameterization::sample_kl) return;
-  tree(shared, a.plan.lanes, kNoiseThreads / a.plan.lanes, kNoiseThreads);
-  for (int t = 0; t < kNoiseThreads; ++t) write_divergence(a, shared, block, t);
+  // As the kernel does: lanes of a warp in pairs, then warps one by one.
+  const int in_warp = a.plan.lanes < static_cast<int>(kWarp) ? a.plan.lanes : kWarp;
+  for (int apart = in_warp / 2; apart > 0; apart /= 2) {
+    float given[kNoiseThreads];
+    std::memcpy(given, sums, sizeof(sums));
+    for (int t = 0; t < kNoiseThreads; ++t) sums[t] += given[t ^ apart];
+  }
+  for (int t = 0; t < kNoiseThreads; ++t) {
+    float sum = t % a.plan.lanes == 0 ? 0.0f : 1e30f;
+    for (int lane = 0; lane < a.plan.lanes && t % a.plan.lanes == 0; lane += in_warp) {
+      sum += sums[t + lane];
+    }
+    write_divergence(a, sum, block, t);
+  }
 }
 
 template <typename T, NoisePass kPass>
@@ -45,6 +58,8 @@ void run_block(const ReparameterizeCall& call, const NoiseArguments<T>& a, std::
   switch (a.plan.pass) {
     case NoisePass::rows:
       return run_block<T, NoisePass::rows>(call.kind, a, block);
+    case NoisePass::cut_rows:
+      return run_block<T, NoisePass::cut_rows>(call.kind, a, block);
     case NoisePass::wide_tiles:
       return run_block<T, NoisePass::wide_tiles>(call.kind, a, block);
     case NoisePass::tiles:
@@ -158,18 +173,19 @@ void run_large(std::int64_t samples, std::int64_t row) {
   call.positions = 1;
   call.dtype = Dtype::bfloat16;
   const NoisePlan plan = noise_plan(call, 2, 132);
-  host::require(plan.pass == NoisePass::rows && !plan.too_large, "unexpected plan");
+  host::require(plan.pass == (row % 8 == 0 ? NoisePass::rows : NoisePass::cut_rows) &&
+                    !plan.too_large,
+                "unexpected plan");
   const NoiseArguments<BFloat16> a = noise_arguments<BFloat16>(call, plan);
   // The blocks of the two vectors behind which the last sample ends.
   const std::int64_t batches = plan.blocks / plan.splits;
   const std::int64_t last = (count - 1) / 8 - (samples - 1) * row / 8;
   for (std::int64_t unit = last - 1; unit <= last; ++unit) {
-    run_block<BFloat16, NoisePass::rows, Reparameterization::sample>(
-        a, (batches - 1) * plan.splits + unit / plan.lanes % plan.splits);
+    run_block<BFloat16>(call, a, (batches - 1) * plan.splits + unit / plan.lanes % plan.splits);
   }
   for (std::int64_t i = count - 1; i > count - 9; --i) {
     float values[4];
-    normals(seed, i / 4, values);
+    normals<true>(seed, i / 4, values);
     host::require(result[i].bits == from_float<BFloat16>(values[i % 4]).bits, "wrong noise");
   }
 }

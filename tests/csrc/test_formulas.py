@@ -83,6 +83,51 @@ def test_normals_at_the_ends_of_the_uniform_are_finite(program, tmp_path):
     np.testing.assert_allclose(ours, normal_in_float64(pairs), rtol=4e-7, atol=2e-15)
 
 
+def test_coarse_normals_are_within_a_hundredth_of_a_rounding_to_sixteen_bits(program, tmp_path):
+    ends = [0, 1, 2**31 - 1, 2**31, 2**32 - 129, 2**32 - 128, 2**32 - 1]
+    near_one = (2**32 - 2.0 ** np.linspace(0, 32, 5000)).clip(0, 2**32 - 1).astype(np.uint32)
+    words = np.concatenate((ends, near_one, np.random.default_rng(0).integers(0, 2**32, 15000)))
+    turns = np.concatenate((words[7:], ends))
+    pairs = np.stack((words, turns), axis=1).astype(np.uint32)
+    run(program, ["coarse_box_muller", len(pairs)], {"input": pairs}, tmp_path)
+    ours = result(tmp_path, "output").reshape(-1, 2)
+    exact = normal_in_float64(pairs)
+    radius = np.sqrt((exact**2).sum(1, keepdims=True))
+    error = np.abs(ours - exact)
+    assert (error <= 5e-7 * radius + 2e-6).all()
+    assert (error <= 2.0**-9 * radius).all()  # where the radius is as small as it gets, too
+
+
+def test_coarse_exponentials(program, tmp_path):
+    small = np.logspace(-18, -0.5, 500)
+    logvar = np.concatenate((small, -small, np.linspace(-40, 40, 4001))).astype(np.float32)
+    run(program, ["coarse", len(logvar)], {"input": logvar}, tmp_path)
+    x = logvar.astype(float)
+    growth = np.expm1(x)
+    np.testing.assert_allclose(result(tmp_path, "deviation"), np.exp(x / 2), rtol=1.5e-6)
+    np.testing.assert_allclose(result(tmp_path, "growth"), growth, rtol=2.0**-13, atol=0)
+    series = sum(x**k / math.factorial(k) for k in range(2, 20))
+    exact = np.where(np.abs(x) < 1, series, growth - x)
+    np.testing.assert_allclose(result(tmp_path, "kl"), exact, rtol=4e-5, atol=0)
+    error = np.abs(result(tmp_path, "kl") - exact)
+    assert (error <= (2.0**-20 + 2.0**-24 * np.abs(x)) * (1 + np.exp(x)) + 2.0**-24 * exact).all()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 200.0, -200.0])
+def test_coarse_exponentials_beyond_float32(program, tmp_path, value):
+    run(program, ["coarse", 1], {"input": np.array([value], dtype=np.float32)}, tmp_path)
+    deviation, growth, kl = (result(tmp_path, n)[0] for n in ("deviation", "growth", "kl"))
+    if math.isnan(value):
+        assert math.isnan(deviation)
+        assert math.isnan(growth)
+        assert math.isnan(kl)
+    else:
+        large = value > 0
+        assert deviation > 1e38 if large else deviation < 1e-38
+        assert growth == (math.inf if large else -1)
+        assert kl == math.inf or (value == -200 and kl == 199)
+
+
 @pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
 def test_leaky_relu_and_its_mask(program, tmp_path, slope):
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0])

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastgen.ops.philox import random_words
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PASSES = ["rows", "wide_tiles", "tiles"]
+PASSES = ["rows", "cut_rows", "wide_tiles", "tiles"]
 SAMPLE, SAMPLE_KL, SCALED_NOISE, BACKWARD = range(4)
 SEED = -0x123456789ABCDEF
 
@@ -131,9 +131,19 @@ def play(
     return values, PASSES[way], lanes, splits
 
 
+def rows_of(shape: tuple[int, int, int], dtype: str) -> str:
+    """The pass over samples that are stretches of memory."""
+    vector = 4 if dtype == "float32" else 8
+    return "rows" if shape[1] * shape[2] % vector == 0 else "cut_rows"
+
+
 def assert_close(ours: Tensor, exact: Tensor, scale: Tensor, dtype: str) -> None:
-    """One rounding to the dtype, and a few float32 roundings of terms as large as `scale`."""
-    bound = torch.finfo(DTYPES[dtype]).eps / 2 * exact.abs() + 8e-7 * scale + 2.0**-25
+    """One rounding to the dtype, and a few float32 roundings of terms as large as `scale`.
+
+    In 16 bits the noise is off by what a GPU's special functions are.
+    """
+    terms = 8e-7 if dtype == "float32" else 4e-6
+    bound = torch.finfo(DTYPES[dtype]).eps / 2 * exact.abs() + terms * scale + 2.0**-25
     error = (ours.double() - exact).abs()
     assert (error <= bound).all(), (error / bound).max()
 
@@ -198,13 +208,14 @@ def check(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_contiguous(program, tmp_path, shape):
-    assert {plan[0] for plan in check(program, tmp_path, shape)} == {"rows"}
+    assert {plan[0] for plan in check(program, tmp_path, shape)} == {rows_of(shape, "float32")}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("shape", SHAPES[2:])
 def test_sixteen_bits(program, tmp_path, shape, dtype):
-    assert {plan[0] for plan in check(program, tmp_path, shape, dtype=dtype)} == {"rows"}
+    plans = check(program, tmp_path, shape, dtype=dtype)
+    assert {plan[0] for plan in plans} == {rows_of(shape, dtype)}
 
 
 @pytest.mark.parametrize("shape", [(7, 17, 1), (3, 5, 49), (2, 8, 64)])
@@ -252,10 +263,11 @@ def test_mixed_layouts_and_expanded_gradients(program, tmp_path):
 
 def test_plans_fill_the_chip_for_long_and_for_many_samples(program, tmp_path):
     long = check(program, tmp_path, (2, 40_001, 1), multiprocessors=132)
-    assert {lanes for _, lanes, _ in long} == {256}
+    assert {lanes for _, lanes, _ in long} == {128}
     assert all(splits > 30 for *_, splits in long)
-    many = check(program, tmp_path, (1000, 133, 1), multiprocessors=2)
-    assert {plan[1:] for plan in many} == {(8, 1)}
+    for row in (133, 136):
+        many = check(program, tmp_path, (1000, row, 1), multiprocessors=2)
+        assert {plan[1:] for plan in many} == {(8, 1)}
 
 
 def test_an_absent_gradient_adds_nothing_even_where_the_other_overflows(program, tmp_path):
@@ -271,6 +283,6 @@ def test_an_absent_gradient_adds_nothing_even_where_the_other_overflows(program,
     assert (through_kl["grad_logvar"] == torch.inf).all()
 
 
-@pytest.mark.parametrize(("samples", "row"), [(1, 2**32 + 24), (3, 2**31 + 5)])
+@pytest.mark.parametrize(("samples", "row"), [(1, 2**32 + 24), (3, 2**31 + 8), (3, 2**31 + 5)])
 def test_more_than_two_to_the_thirty_two_elements(program, tmp_path, samples, row):
     run(program, ["large", samples, row], {}, tmp_path)
