@@ -111,7 +111,8 @@ def _never(*_: Any) -> bool:
     return False
 
 
-# --- image edges: both layouts, every dtype of the operators, groups 1 ---
+# --- image edges: both layouts (weight gradients: channels_last), every dtype of the operators,
+# groups 1 ---
 
 
 def _takes(check: Callable[..., bool]) -> Callable[..., bool]:
@@ -130,6 +131,8 @@ offer(_EDGE, ["cuda"], [CONV], ["masked_forward"], image_edge.masked_forward,
       fits=_takes(image_edge.takes_masked_forward))  # fmt: skip
 offer(_EDGE, ["cuda"], [CONV, TRANSPOSED], ["input_gradient"], image_edge.input_gradient,
       fits=_takes(image_edge.takes_input_gradient))  # fmt: skip
+offer(_EDGE, ["cuda"], [CONV, TRANSPOSED], ["weight_gradient"], image_edge.weight_gradient,
+      fits=_takes(image_edge.takes_weight_gradient))  # fmt: skip
 offer_fused(FUSED, "CUDA", ["cuda"], also_plain=("input_gradient", "weight_gradient"))
 for _tile in range(TILES):
     _name = f"Hopper implicit GEMM, tile {_tile} (CUDA)"
