@@ -90,7 +90,7 @@ def test_layers_with_a_picture_through_the_second_order(name, edge, slope, layou
     if name == CONV and slope != 1 and kernel != (1, 1):
         assert "masked_forward" in USED
     assert {"forward", "input_gradient"} <= USED
-    if layout is torch.channels_last:
+    if layout is torch.channels_last and picture > 1:  # beside one channel, a map is contiguous
         assert "weight_gradient" in USED
 
 
