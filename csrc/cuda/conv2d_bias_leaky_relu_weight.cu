@@ -20,30 +20,33 @@ __global__ void __launch_bounds__(kWeightThreads, 2)
   const int chunk = static_cast<int>(blockIdx.y), column_chunk = static_cast<int>(blockIdx.z);
   const WeightLane lane(plan, thread);
 
-  // Neighbouring tiles share rows of the picture, so a block takes every tile of a run.
-  const TileRun run = run_of(plan, blockIdx.x);
-  for (int s = 0; s < plan.stages - 1; ++s) {
-    if (run.first + s < run.end) {
-      stage_tile(a, run.first + s, chunk, thread, stages + s * plan.stage_bytes);
-    }
-    end_async_group();
-  }
   fill_windows(a, thread, windows);
   int taps[kTiles];
   find_taps(a, lane, column_chunk, taps);
   float sums[2][kTiles][4] = {};
 
-  int current = 0, free = plan.stages - 1;
-  for (std::uint32_t tile = run.first; tile < run.end; ++tile) {
-    wait_for_async_groups(plan.stages - 2);
-    __syncthreads();
-    const std::uint32_t next = tile + plan.stages - 1;
+  // Neighbouring tiles share rows of the picture, so a block takes a run of them. Its first turns
+  // only stage: in a loop of their own they would be the same instructions again, to be fetched
+  // again.
+  const TileRun run = run_of(plan, blockIdx.x);
+  const std::uint32_t ahead = static_cast<std::uint32_t>(plan.stages - 1);
+  int current = 0, free = 0;
+#pragma unroll 1
+  for (std::uint32_t next = run.first; next < run.end + ahead; ++next) {
+    const bool multiplies = next >= run.first + ahead;
+    if (multiplies) {
+      wait_for_async_groups(plan.stages - 2);
+      round_patch<T>(plan, thread, stages + current * plan.stage_bytes);
+      __syncthreads();
+    }
     if (next < run.end) stage_tile(a, next, chunk, thread, stages + free * plan.stage_bytes);
     end_async_group();
+    free = free + 1 == plan.stages ? 0 : free + 1;
+    if (!multiplies) continue;
 
-    const WeightPlace place = place_of(a, tile);
+    const WeightPlace place = place_of(a, next - ahead);
     const unsigned char* map = stages + current * plan.stage_bytes;
-    const T* patch = reinterpret_cast<const T*>(map + plan.map_bytes) + patch_shift(a, place);
+    const unsigned char* patch = first_window(a, place, map);
 #pragma unroll 1
     for (int s = 0; s < plan.steps; ++s) {
       const int step = step_of(plan, lane, s);
@@ -54,7 +57,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2)
         Rows rows[2];
         Columns columns[kTiles];
         load_rows<T>(plan, lane, map, step, part, rows);
-        load_columns<T>(patch, own, taps, part, columns);
+        load_columns<T, kTiles>(patch, own, taps, part, columns);
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
@@ -65,7 +68,6 @@ __global__ void __launch_bounds__(kWeightThreads, 2)
         }
       }
     }
-    free = current;
     current = current + 1 == plan.stages ? 0 : current + 1;
   }
 

@@ -9,8 +9,8 @@
 //
 // A warp adds up 32 filters by 8 * kTiles columns in registers, over 16 pixels a step. In memory
 // the filters of a pixel are neighbours and the pixels of a filter are not, the reverse of what the
-// product's rows want: 16-bit values are transposed on the way out of shared memory, float32 values,
-// of which a register holds one, are read where they are. The columns are gathered from the staged rows of the picture:
+// product's rows want: 16-bit values are transposed on the way out of shared memory, and of float32
+// values a register holds one anyway. The columns are gathered from the staged rows of the picture:
 // each lane knows where its columns' taps lie within a window, and reads from a table where its
 // pixels' windows begin.
 #pragma once
@@ -33,11 +33,11 @@ struct WeightLane {
         pixel_warp(thread / 32 >> plan.log_filter_warps) {}
 };
 
-// The filter, among the 32 of a warp, of row group + 8 half of its product `tile`. A lane's four
+// The filter, among the 32 of a warp, of row group + 8 half of its product `tile`. A lane's two
 // float32 filters are neighbours.
 template <typename T>
 FASTGEN_HD int row_filter(int tile, int half, int group) {
-  return sizeof(T) == 4 ? 4 * group + 2 * tile + half : 16 * tile + 8 * half + group;
+  return 16 * tile + (sizeof(T) == 4 ? 2 * group + half : 8 * half + group);
 }
 
 // The pixel, among the 16 of a step, that is number i of the lane's four: TF32 takes two in each of
@@ -58,9 +58,19 @@ struct TileRun {
 
 // The tiles of a block: neighbours, as many as the others have or one less.
 FASTGEN_HD TileRun run_of(const EdgeWeightPlan& plan, std::uint32_t block) {
-  const std::uint32_t share = plan.tiles / plan.blocks, more = plan.tiles % plan.blocks;
-  const std::uint32_t first = block * share + (block < more ? block : more);
-  return {first, first + share + (block < more ? 1 : 0)};
+  const std::uint32_t more = plan.blocks_with_more;
+  const std::uint32_t first = block * plan.share + (block < more ? block : more);
+  return {first, first + plan.share + (block < more ? 1 : 0)};
+}
+
+// Four floats into shared memory, in one access.
+FASTGEN_HD void store_four(float* address, const Quad<float>& four) {
+#if defined(__CUDA_ARCH__)
+  *reinterpret_cast<uint4*>(address) =
+      make_uint4(four.words[0], four.words[1], four.words[2], four.words[3]);
+#else
+  std::memcpy(address, four.words, sizeof(four.words));
+#endif
 }
 
 // ----------------------------------------------------------------------------------------- staging
@@ -86,7 +96,7 @@ FASTGEN_HD WeightPlace place_of(const EdgeWeightArguments<T>& a, std::uint32_t t
   return place;
 }
 
-// Elements by which the first window of a tile begins behind the first of the patch, so that pieces
+// Elements that the first window of a tile begins behind the first of the patch, so that pieces
 // of a row of the picture stay aligned.
 template <typename T>
 FASTGEN_HD int patch_shift(const EdgeWeightArguments<T>& a, const WeightPlace& place) {
@@ -135,12 +145,13 @@ FASTGEN_HD void stage_patch_pieces(const EdgeWeightArguments<T>& a, const Weight
   const int first_y = place.y * a.stride_h - a.padding_h;
   const int first_x = (place.x * a.stride_w - a.padding_w) * a.channels - patch_shift(a, place);
   const T* image = a.picture + place.image * a.image_stride;
+  FASTGEN_UNROLL_BY(1)
   for (int i = thread; i < plan.patch_rows * pieces; i += kWeightThreads) {
     const int row = static_cast<int>(plan.by_patch_pieces.quotient(i));
-    const int y = first_y + row, in_row = (i - row * pieces) * kPiece, x = first_x + in_row;
+    const int y = first_y + row, x = first_x + (i - row * pieces) * kPiece;
     const bool there = y >= 0 && y < a.height && x >= 0 && x < a.width * a.channels;
-    copy_async<kBytes>(patch + row * plan.patch_pitch + in_row,
-                       there ? image + y * a.row_stride + x : a.picture, there);
+    copy_async<kBytes>(patch + i * kPiece, there ? image + y * a.row_stride + x : a.picture,
+                       there);
   }
 }
 
@@ -151,7 +162,7 @@ FASTGEN_HD void stage_patch_elements(const EdgeWeightArguments<T>& a, const Weig
   const EdgeWeightPlan& plan = a.plan;
   const int pitch = plan.patch_pitch;
   const T* image = a.picture + place.image * a.image_stride;
-  FASTGEN_UNROLL_BY(4)
+  FASTGEN_UNROLL_BY(2)
   for (int i = thread; i < plan.patch_rows * pitch; i += kWeightThreads) {
     const int row = static_cast<int>(plan.by_patch_pieces.quotient(i));
     const int in_row = i - row * pitch;
@@ -163,6 +174,32 @@ FASTGEN_HD void stage_patch_elements(const EdgeWeightArguments<T>& a, const Weig
     patch[i] = there ? image[y * a.row_stride + x * a.column_stride +
                              (in_row - pixel * a.channels) * a.channel_stride]
                      : T{};
+  }
+}
+
+// Where the first window of a staged tile begins.
+template <typename T>
+FASTGEN_HD const unsigned char* first_window(const EdgeWeightArguments<T>& a,
+                                             const WeightPlace& place,
+                                             const unsigned char* stage) {
+  return stage + a.plan.map_bytes + patch_shift(a, place) * static_cast<int>(sizeof(T));
+}
+
+// Of a patch that a thread's own copies have filled in, what that thread has copied. Rounded here,
+// no value is rounded again for each tap and each warp.
+template <typename T>
+FASTGEN_HD void round_patch(const EdgeWeightPlan& plan, int thread, unsigned char* stage) {
+  if constexpr (sizeof(T) == 4) {
+    float* patch = reinterpret_cast<float*>(stage + plan.map_bytes);
+    const int piece = plan.patch_piece, count = plan.patch_rows * plan.patch_pitch;
+    FASTGEN_UNROLL_BY(1)
+    for (int i = thread * piece; i < count; i += kWeightThreads * piece) {
+      if (piece == 4) {
+        store_four(patch + i, round_quad(load_quad<float>(patch + i)));
+        continue;
+      }
+      for (int v = 0; v < piece; ++v) patch[i + v] = round_to_tf32(patch[i + v]);
+    }
   }
 }
 
@@ -183,23 +220,26 @@ FASTGEN_HD void stage_tile(const EdgeWeightArguments<T>& a, std::uint32_t tile, 
   stage_patch_elements(a, place, thread, patch);
 }
 
-// Where the window of each pixel of a tile begins behind the first one's: for each step and each
-// lane of a group four entries, in the order of column_pixel(). The pixels that only fill up a tile
-// have zeros of the map; so that 0 * infinity spoils no tap, they look at the first window.
+// How many bytes the window of each pixel of a tile begins behind the first one's: for each step
+// and each lane of a group four entries, in the order of column_pixel(). The pixels that only fill
+// up a tile have zeros of the map; so that 0 * infinity spoils no tap, they look at the first
+// window.
 template <typename T>
 FASTGEN_HD void fill_windows(const EdgeWeightArguments<T>& a, int thread, int* windows) {
   const EdgeWeightPlan& plan = a.plan;
+  FASTGEN_UNROLL_BY(1)
   for (int i = thread; i < plan.tile_pixels; i += kWeightThreads) {
-    const int pixel = i / 16 * 16 + column_pixel<T>(i % 4, i / 4 % 4);
+    const int pixel = (i & ~15) + column_pixel<T>(i & 3, i >> 2 & 3);
     const int y = static_cast<int>(plan.by_tile_width.quotient(pixel));
     const int x = pixel - y * plan.tile_width;
     windows[i] = y < plan.tile_height
-                     ? y * a.stride_h * plan.patch_pitch + x * a.stride_w * a.channels
+                     ? (y * a.stride_h * plan.patch_pitch + x * a.stride_w * a.channels) *
+                           static_cast<int>(sizeof(T))
                      : 0;
   }
 }
 
-// Where the taps of a lane's columns lie within a window.
+// How many bytes the taps of a lane's columns lie behind the begin of a window.
 template <typename T, int kTiles>
 FASTGEN_HD void find_taps(const EdgeWeightArguments<T>& a, const WeightLane& lane, int column_chunk,
                           int (&taps)[kTiles]) {
@@ -208,7 +248,8 @@ FASTGEN_HD void find_taps(const EdgeWeightArguments<T>& a, const WeightLane& lan
     const int column = (column_chunk * kTiles + j) * 8 + lane.group;
     const int row = static_cast<int>(a.plan.by_kernel_row.quotient(column));
     const int in_row = column - row * static_cast<int>(a.plan.by_kernel_row.divisor);
-    taps[j] = column < a.plan.columns ? row * a.plan.patch_pitch + in_row : 0;
+    const int tap = column < a.plan.columns ? row * a.plan.patch_pitch + in_row : 0;
+    taps[j] = tap * static_cast<int>(sizeof(T));
   }
 }
 
@@ -227,6 +268,21 @@ FASTGEN_HD void load_windows(const WeightPlace& place, const WeightLane& lane, c
     const int pixel = step * kStepPixels + column_pixel<T>(i, lane.in_group);
     if (pixel >= place.pixels) windows[i] = 0;
   }
+}
+
+struct Two {
+  float first, second;
+};
+
+// Two floats side by side in shared memory, in one access.
+FASTGEN_HD Two load_two(const void* address) {
+#if defined(__CUDA_ARCH__)
+  const float2 two = *static_cast<const float2*>(address);
+  return {two.x, two.y};
+#else
+  const float* values = static_cast<const float*>(address);
+  return {values[0], values[1]};
+#endif
 }
 
 #if !defined(__CUDA_ARCH__)
@@ -253,13 +309,15 @@ FASTGEN_HD void load_rows(const EdgeWeightPlan& plan, const WeightLane& lane,
   if constexpr (sizeof(T) == 4) {
     const int pixel = step * kStepPixels + 8 * part + lane.in_group;
     const unsigned char* at =
-        map + pixel * plan.map_pitch + (lane.filter_warp * kWarpFilters + 4 * lane.group) * 4;
-    const Quad<float> first = round_quad(load_quad<float>(at));
-    const Quad<float> second = round_quad(load_quad<float>(at + 4 * plan.map_pitch));
+        map + pixel * plan.map_pitch + (lane.filter_warp * kWarpFilters + 2 * lane.group) * 4;
     FASTGEN_UNROLL
     for (int i = 0; i < 2; ++i) {
-      rows[i] = {{first.words[2 * i], first.words[2 * i + 1], second.words[2 * i],
-                  second.words[2 * i + 1]}};
+      FASTGEN_UNROLL
+      for (int later = 0; later < 2; ++later) {
+        const Two two = load_two(at + 4 * later * plan.map_pitch + 16 * i * 4);
+        rows[i].words[2 * later] = bits_of(round_to_tf32(two.first));
+        rows[i].words[2 * later + 1] = bits_of(round_to_tf32(two.second));
+      }
     }
   } else {
     FASTGEN_UNROLL
@@ -284,20 +342,23 @@ FASTGEN_HD void load_rows(const EdgeWeightPlan& plan, const WeightLane& lane,
   }
 }
 
-// The columns that a lane brings into part `part` of a step: the picture at its taps.
+// The columns that a lane brings into part `part` of a step: the picture, rounded already, at its
+// taps.
 template <typename T, int kTiles>
-FASTGEN_HD void load_columns(const T* patch, const int (&windows)[4], const int (&taps)[kTiles],
-                             int part, Columns (&columns)[kTiles]) {
+FASTGEN_HD void load_columns(const unsigned char* patch, const int (&windows)[4],
+                             const int (&taps)[kTiles], int part, Columns (&columns)[kTiles]) {
+  const auto at = [&](int j, int i) {
+    return *reinterpret_cast<const T*>(patch + (taps[j] + windows[i]));
+  };
   FASTGEN_UNROLL
   for (int j = 0; j < kTiles; ++j) {
-    const T* tap = patch + taps[j];
     FASTGEN_UNROLL
     for (int w = 0; w < 2; ++w) {
       if constexpr (sizeof(T) == 4) {
-        columns[j].words[w] = bits_of(round_to_tf32(tap[windows[2 * part + w]]));
+        columns[j].words[w] = bits_of(at(j, 2 * part + w));
       } else {
-        columns[j].words[w] = tap[windows[2 * w]].bits |
-                              static_cast<std::uint32_t>(tap[windows[2 * w + 1]].bits) << 16;
+        columns[j].words[w] =
+            at(j, 2 * w).bits | static_cast<std::uint32_t>(at(j, 2 * w + 1).bits) << 16;
       }
     }
   }
@@ -317,13 +378,7 @@ FASTGEN_HD void leave_sums(const EdgeWeightPlan& plan, const WeightLane& lane,
     for (int j = 0; j < kTiles; ++j) {
       const int quad = ((lane.filter_warp * 2 + tile) * kTiles + j) * 32 + 4 * lane.group +
                        lane.in_group;
-      float* at = shared + 4 * (lane.pixel_warp * quads + quad);
-#if defined(__CUDA_ARCH__)
-      *reinterpret_cast<float4*>(at) = make_float4(sums[tile][j][0], sums[tile][j][1],
-                                                   sums[tile][j][2], sums[tile][j][3]);
-#else
-      for (int i = 0; i < 4; ++i) at[i] = sums[tile][j][i];
-#endif
+      store_four(shared + 4 * (lane.pixel_warp * quads + quad), quad_of(sums[tile][j]));
     }
   }
 }

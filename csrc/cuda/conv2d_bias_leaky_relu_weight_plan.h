@@ -38,6 +38,7 @@ struct EdgeWeightPlan {
   std::uint32_t tiles;
   int map_bytes, stage_bytes, table_bytes, shared_bytes;
   std::uint32_t blocks;  // per chunk of filters and of columns
+  std::uint32_t share, blocks_with_more;  // tiles of a block; so many have one more
   const char* problem;   // or nullptr
 };
 
@@ -132,6 +133,8 @@ void try_tile(const ImageEdgeWeightCall& call, int pixels, std::int64_t width, s
   // As few blocks as need no more turns: each leaves a partial sum.
   plan.blocks = static_cast<std::uint32_t>(
       std::max<std::int64_t>(1, ceil_div(tiles, std::max<std::int64_t>(1, rounds))));
+  plan.share = plan.tiles / plan.blocks;
+  plan.blocks_with_more = plan.tiles % plan.blocks;
 }
 
 // resident: blocks on a multiprocessor.

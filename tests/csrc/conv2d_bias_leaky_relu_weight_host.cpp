@@ -23,7 +23,7 @@ template <typename T, int kTiles>
 void multiply_step(const EdgeWeightArguments<T>& a, const WeightPlace& place,
                    const std::vector<WeightLane>& lanes, int warp, const int* windows,
                    const std::vector<std::array<int, kTiles>>& taps, const unsigned char* map,
-                   const T* patch, int step, std::vector<Sums<kTiles>>& sums) {
+                   const unsigned char* patch, int step, std::vector<Sums<kTiles>>& sums) {
   const int full = a.plan.tile_width * a.plan.tile_height;
   for (int part = 0; part < kParts<T>; ++part) {
     Rows rows[32][2];
@@ -87,10 +87,11 @@ void run_block(const EdgeWeightArguments<T>& a, std::uint32_t block, int chunk, 
   }
   int current = 0, free = plan.stages - 1;
   for (std::uint32_t tile = run.first; tile < run.end; ++tile) {
+    for (int t = 0; t < kWeightThreads; ++t) round_patch<T>(plan, t, stage(current));
     if (tile + ahead < run.end) stage_all(tile + ahead, free);
     const WeightPlace place = place_of(a, tile);
     const unsigned char* map = stage(current);
-    const T* patch = reinterpret_cast<const T*>(map + plan.map_bytes) + patch_shift(a, place);
+    const unsigned char* patch = first_window(a, place, map);
     for (int warp = 0; warp < kWeightWarps; ++warp) {
       for (int s = 0; s < plan.steps; ++s) {
         multiply_step<T, kTiles>(a, place, lanes, warp, windows.data(), taps, map, patch,
