@@ -79,14 +79,16 @@ __global__ void __launch_bounds__(kWeightThreads, 2)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kWeightThreads)
+__global__ void __launch_bounds__(kWeightSumThreads)
     image_edge_weight_sum_kernel(const __grid_constant__ EdgeWeightArguments<T> a) {
-  __shared__ float rows[4 * kWeightThreads];
+  __shared__ float rows[kSummedRows * kSummedColumns];
   const int group = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   const int chunk = static_cast<int>(blockIdx.y), column_chunk = static_cast<int>(blockIdx.z);
   sum_rows(a, group, chunk, column_chunk, thread, rows);
   __syncthreads();
-  if (thread < 4 * kSummedQuads) write_element(a, group, chunk, column_chunk, thread, rows);
+  if (thread < kFoldingThreads) fold_rows(thread, rows);
+  __syncthreads();
+  if (thread < kSummedColumns) write_element(a, group, chunk, column_chunk, thread, rows);
 }
 
 int resident() {
@@ -118,7 +120,7 @@ const char* launch_sum(const EdgeWeightArguments<T>& arguments, void* stream) {
                   static_cast<unsigned>(plan.filter_chunks),
                   static_cast<unsigned>(plan.column_chunks));
   image_edge_weight_sum_kernel<T>
-      <<<grid, kWeightThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments);
+      <<<grid, kWeightSumThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments);
   return launch_error();
 }
 

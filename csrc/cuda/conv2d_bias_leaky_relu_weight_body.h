@@ -110,28 +110,33 @@ FASTGEN_HD void stage_map(const EdgeWeightArguments<T>& a, const WeightPlace& pl
                           int thread, unsigned char* stage) {
   constexpr int V = kWideExtent<T>;
   const EdgeWeightPlan& plan = a.plan;
-  const int log = plan.log_pixel_vectors;
-  const int filter = chunk * plan.chunk_filters + (thread & ((1 << log) - 1)) * V;
-  const T* tile = a.map + ((place.image * a.map_height + place.y) * a.map_width + place.x) *
-                              static_cast<std::int64_t>(a.filters);
-  unsigned char* to = stage + (thread & ((1 << log) - 1)) * 16;
+  const int vector = thread & ((1 << plan.log_pixel_vectors) - 1);
+  const int first = thread >> plan.log_pixel_vectors;
+  const int turn = kWeightThreads >> plan.log_pixel_vectors;
+  const int filter = chunk * plan.chunk_filters + vector * V;
+  const std::int64_t pixels = (place.image * a.map_height + place.y) * a.map_width + place.x;
+  const T* from = a.map + (pixels + first) * a.filters + filter;
+  unsigned char* to = stage + first * plan.map_pitch + vector * 16;
+  const int count = filter < a.filters ? place.pixels : 0;
   if (a.wide) {
+    // Where nothing is there, `from` points to nowhere.
     FASTGEN_UNROLL_BY(4)
-    for (int pixel = thread >> log; pixel < plan.tile_pixels; pixel += kWeightThreads >> log) {
-      const bool there = pixel < place.pixels && filter < a.filters;
-      copy_async<16>(to + pixel * plan.map_pitch,
-                     there ? tile + pixel * a.filters + filter : a.map, there);
+    for (int pixel = first; pixel < plan.tile_pixels; pixel += turn) {
+      copy_async<16>(to, from, pixel < count);
+      from += turn * a.filters;
+      to += turn * plan.map_pitch;
     }
     return;
   }
   FASTGEN_UNROLL_BY(1)
-  for (int pixel = thread >> log; pixel < plan.tile_pixels; pixel += kWeightThreads >> log) {
-    T* values = reinterpret_cast<T*>(to + pixel * plan.map_pitch);
+  for (int pixel = first; pixel < plan.tile_pixels; pixel += turn) {
     FASTGEN_UNROLL
     for (int v = 0; v < V; ++v) {
-      const bool there = pixel < place.pixels && filter + v < a.filters;
-      values[v] = there ? tile[pixel * a.filters + filter + v] : T{};
+      const bool there = pixel < count && filter + v < a.filters;
+      reinterpret_cast<T*>(to)[v] = there ? from[v] : T{};
     }
+    from += turn * a.filters;
+    to += turn * plan.map_pitch;
   }
 }
 
@@ -150,8 +155,7 @@ FASTGEN_HD void stage_patch_pieces(const EdgeWeightArguments<T>& a, const Weight
     const int row = static_cast<int>(plan.by_patch_pieces.quotient(i));
     const int y = first_y + row, x = first_x + (i - row * pieces) * kPiece;
     const bool there = y >= 0 && y < a.height && x >= 0 && x < a.width * a.channels;
-    copy_async<kBytes>(patch + i * kPiece, there ? image + y * a.row_stride + x : a.picture,
-                       there);
+    copy_async<kBytes>(patch + i * kPiece, image + (y * a.row_stride + x), there);
   }
 }
 
@@ -404,11 +408,17 @@ FASTGEN_HD void write_partial(const EdgeWeightArguments<T>& a, std::uint32_t blo
 
 // ------------------------------------------------------------------------------ the second kernel
 
-// A block of the second kernel adds up 8 quads: each thread one of every 32 partials.
+// A block of the second kernel adds up 8 quads: each thread one of every 64 partials, so that they
+// are all on their way at once.
+inline constexpr int kWeightSumThreads = 512;
 inline constexpr int kSummedQuads = 8;
-inline constexpr int kSummedRows = kWeightThreads / kSummedQuads;
+inline constexpr int kSummedColumns = 4 * kSummedQuads;
+inline constexpr int kSummedRows = kWeightSumThreads / kSummedQuads;
+inline constexpr int kSummedAtOnce = 3;
+inline constexpr int kFoldedRows = 8;
+inline constexpr int kFoldingThreads = kSummedColumns * kSummedRows / kFoldedRows;
 
-// shared: kSummedRows rows of 4 * kSummedQuads floats.
+// shared: kSummedRows rows of kSummedColumns floats.
 template <typename T>
 FASTGEN_HD void sum_rows(const EdgeWeightArguments<T>& a, int group, int chunk, int column_chunk,
                          int thread, float* shared) {
@@ -419,30 +429,52 @@ FASTGEN_HD void sum_rows(const EdgeWeightArguments<T>& a, int group, int chunk, 
       (std::int64_t{column_chunk} * plan.filter_chunks + chunk) * plan.blocks;
   const float* first = a.partials + 4 * (place * quads + quad);
   float sum[4] = {};
-  FASTGEN_UNROLL_BY(8)
-  for (int block = thread / kSummedQuads; block < blocks; block += kSummedRows) {
-    const Pack<float, 4> part = load_pack<float, 4>(first + std::int64_t{4} * block * quads);
+  FASTGEN_UNROLL_BY(1)
+  for (int turn = thread / kSummedQuads; turn < blocks; turn += kSummedAtOnce * kSummedRows) {
+    Pack<float, 4> parts[kSummedAtOnce];
     FASTGEN_UNROLL
-    for (int i = 0; i < 4; ++i) sum[i] += part.values[i];
+    for (int p = 0; p < kSummedAtOnce; ++p) {
+      // Loads that depend on a condition would wait for each other.
+      const int block = turn + p * kSummedRows < blocks ? turn + p * kSummedRows : blocks - 1;
+      parts[p] = load_pack<float, 4>(first + std::int64_t{4} * block * quads);
+    }
+    FASTGEN_UNROLL
+    for (int p = 0; p < kSummedAtOnce; ++p) {
+      const bool there = turn + p * kSummedRows < blocks;
+      FASTGEN_UNROLL
+      for (int i = 0; i < 4; ++i) sum[i] += there ? parts[p].values[i] : 0.0f;
+    }
   }
   FASTGEN_UNROLL
   for (int i = 0; i < 4; ++i) shared[4 * thread + i] = sum[i];
 }
 
-// Behind a barrier, 4 * kSummedQuads threads: an element of the weight each.
+// Behind a barrier, kFoldingThreads threads: the sum of every eight rows into the first of them.
+FASTGEN_HD void fold_rows(int thread, float* shared) {
+  float* column =
+      shared + thread / kSummedColumns * kFoldedRows * kSummedColumns + thread % kSummedColumns;
+  float sum = column[0];
+  FASTGEN_UNROLL
+  for (int row = 1; row < kFoldedRows; ++row) sum += column[row * kSummedColumns];
+  column[0] = sum;
+}
+
+// Behind another, kSummedColumns threads: an element of the weight each.
 template <typename T>
 FASTGEN_HD void write_element(const EdgeWeightArguments<T>& a, int group, int chunk,
                               int column_chunk, int thread, const float* shared) {
   const EdgeWeightPlan& plan = a.plan;
-  const int number = group * kSummedQuads * 4 + thread;
+  const int number = group * kSummedColumns + thread;
   const int i = number % 4, lane = number / 4 % 32, product = number / 128;
   const int j = product % plan.column_tiles, tile = product / plan.column_tiles;
   const int filter = chunk * plan.chunk_filters + tile / 2 * kWarpFilters +
                      row_filter<T>(tile % 2, i / 2, lane / 4);
   const int column = (column_chunk * plan.column_tiles + j) * 8 + lane % 4 * 2 + i % 2;
   float sum = 0.0f;
-  FASTGEN_UNROLL_BY(8)
-  for (int row = 0; row < kSummedRows; ++row) sum += shared[row * 4 * kSummedQuads + thread];
+  FASTGEN_UNROLL
+  for (int row = 0; row < kSummedRows; row += kFoldedRows) {
+    sum += shared[row * kSummedColumns + thread];
+  }
   if (filter >= a.filters || column >= plan.columns) return;
   const int r = static_cast<int>(plan.by_kernel_row.quotient(column));
   const int in_row = column - r * static_cast<int>(plan.by_kernel_row.divisor);

@@ -117,14 +117,15 @@ void run_block(const EdgeWeightArguments<T>& a, std::uint32_t block, int chunk, 
 template <typename T>
 void run_sum(const EdgeWeightArguments<T>& a) {
   host::require(block_quads(a.plan) % kSummedQuads == 0, "quads are left over");
-  host::Buffer<float> rows(4 * kWeightThreads);
+  host::Buffer<float> rows(kSummedRows * kSummedColumns);
   for (int column_chunk = 0; column_chunk < a.plan.column_chunks; ++column_chunk) {
     for (int chunk = 0; chunk < a.plan.filter_chunks; ++chunk) {
       for (int group = 0; group < block_quads(a.plan) / kSummedQuads; ++group) {
-        for (int t = 0; t < kWeightThreads; ++t) {
+        for (int t = 0; t < kWeightSumThreads; ++t) {
           sum_rows(a, group, chunk, column_chunk, t, rows.data());
         }
-        for (int t = 0; t < 4 * kSummedQuads; ++t) {
+        for (int t = 0; t < kFoldingThreads; ++t) fold_rows(t, rows.data());
+        for (int t = 0; t < kSummedColumns; ++t) {
           write_element(a, group, chunk, column_chunk, t, rows.data());
         }
       }
