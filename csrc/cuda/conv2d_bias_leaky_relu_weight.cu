@@ -10,7 +10,7 @@ namespace fastgen::cuda {
 namespace {
 
 template <typename T, int kTiles>
-__global__ void __launch_bounds__(kWeightThreads, 2)
+__global__ void __launch_bounds__(kWeightThreads, kWeightMostResident)
     image_edge_weight_kernel(const __grid_constant__ EdgeWeightArguments<T> a) {
   extern __shared__ uint4 memory[];
   const EdgeWeightPlan& plan = a.plan;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kWeightSumThreads)
 
 int resident() {
   const char* asked = std::getenv("FASTGEN_TRY_EDGE_WEIGHT_RESIDENT");
-  return asked == nullptr ? 1 : std::atoi(asked);
+  return asked != nullptr && std::atoi(asked) == 1 ? 1 : kWeightMostResident;
 }
 
 template <typename T>

@@ -11,10 +11,11 @@ namespace fastgen::cuda {
 
 inline constexpr int kWeightThreads = 256;
 inline constexpr int kWeightWarps = kWeightThreads / 32;
-inline constexpr int kStepPixels = 16;     // the terms of one product
-inline constexpr int kWarpFilters = 32;    // rows of a warp's product
+inline constexpr int kWeightMostResident = 512 / kWeightThreads;  // blocks on a multiprocessor
+inline constexpr int kStepPixels = 16;      // the terms of one product
+inline constexpr int kWarpFilters = 32;     // rows of a warp's product
 inline constexpr int kMostColumnTiles = 6;  // of 8 columns, each a tap and a channel
-inline constexpr int kMostStages = 6;      // see wait_for_async_groups()
+inline constexpr int kMostStages = 6;       // see wait_for_async_groups()
 inline constexpr int kMostTilePixels = 256;
 
 // A block goes over tiles of the map, one after the other, and adds up the products of
@@ -25,6 +26,7 @@ struct EdgeWeightPlan {
   int tile_width, tile_height;
   int tile_pixels;  // with what fills up the last step
   int steps;        // of each warp, in a tile
+  int resident;     // blocks on a multiprocessor
   int log_filter_warps;  // so many of a block's warps lie side by side in filters
   int chunk_filters, filter_chunks;
   int columns;  // kernel_h * kernel_w * channels
@@ -104,9 +106,15 @@ void try_tile(const ImageEdgeWeightCall& call, int pixels, std::int64_t width, s
   const std::int64_t stages =
       std::min({std::int64_t{kMostStages}, (shared_limit - table_bytes) / stage_bytes,
                 std::max<std::int64_t>(2, rounds + 1)});
-  if (stages < 2 || tiles >= std::int64_t{1} << 31) return;
-  // The last tile's products overlap with no copies; a tile costs a barrier besides.
-  const double cost = static_cast<double>(rounds + 1) * static_cast<double>(stage_bytes + 1024);
+  // Behind the last tile, the stages hold the sums that each warp has of all its pixels.
+  const std::int64_t sums =
+      std::int64_t{16} * block_quads(plan) * (kWeightWarps >> plan.log_filter_warps);
+  const std::int64_t shared = std::max(stages * stage_bytes, sums) + table_bytes;
+  if (stages < 2 || shared > shared_limit || tiles >= std::int64_t{1} << 31) return;
+  // The last tile's products overlap with no copies; a tile costs a barrier besides, about what
+  // copies 3 KiB; and two stages leave little in flight.
+  const double cost = static_cast<double>(rounds + 1) * static_cast<double>(stage_bytes + 3072) *
+                      (stages < 3 && rounds > 1 ? 1.25 : 1.0);
   if (plan.problem == nullptr && cost >= best) return;
   best = cost;
   plan.problem = nullptr;
@@ -125,11 +133,7 @@ void try_tile(const ImageEdgeWeightCall& call, int pixels, std::int64_t width, s
   plan.map_bytes = static_cast<int>(map_bytes);
   plan.stage_bytes = static_cast<int>(stage_bytes);
   plan.table_bytes = static_cast<int>(table_bytes);
-  // Behind the last tile, the stages hold the sums that each warp has of all its pixels.
-  const std::int64_t sums =
-      std::int64_t{16} * block_quads(plan) * (kWeightWarps >> plan.log_filter_warps);
-  plan.shared_bytes =
-      static_cast<int>(std::max(stages * stage_bytes, sums) + table_bytes);
+  plan.shared_bytes = static_cast<int>(shared);
   // As few blocks as need no more turns: each leaves a partial sum.
   plan.blocks = static_cast<std::uint32_t>(
       std::max<std::int64_t>(1, ceil_div(tiles, std::max<std::int64_t>(1, rounds))));
@@ -137,7 +141,29 @@ void try_tile(const ImageEdgeWeightCall& call, int pixels, std::int64_t width, s
   plan.blocks_with_more = plan.tiles % plan.blocks;
 }
 
-// resident: blocks on a multiprocessor.
+template <typename T>
+void choose_tile(const ImageEdgeWeightCall& call, int multiprocessors, int shared_limit,
+                 int resident, EdgeWeightPlan& plan) {
+  const std::int64_t at_once = std::max<std::int64_t>(
+      1, std::int64_t{multiprocessors} * resident / (plan.filter_chunks * plan.column_chunks));
+  const int limit = (shared_limit + 1024) / resident - 1024;  // a block takes 1 KiB for itself
+  const int turn = kStepPixels * (kWeightWarps >> plan.log_filter_warps);
+  double best = 0;
+  for (int pixels = turn; pixels <= kMostTilePixels; pixels += turn) {
+    if (call.map_width <= pixels) {
+      const std::int64_t rows = std::min(pixels / call.map_width, call.map_height);
+      try_tile<T>(call, pixels, call.map_width, rows, at_once, limit, best, plan);
+      try_tile<T>(call, pixels, call.map_width, (rows + 1) / 2, at_once, limit, best, plan);
+    }
+    for (int parts = 1; parts <= 4; parts *= 2) {
+      const std::int64_t width = ceil_div(call.map_width, ceil_div(call.map_width, pixels) * parts);
+      try_tile<T>(call, pixels, width, 1, at_once, limit, best, plan);
+    }
+  }
+  plan.resident = resident;
+}
+
+// resident: blocks on a multiprocessor, fewer where so many have too little shared memory.
 template <typename T>
 EdgeWeightPlan edge_weight_plan(const ImageEdgeWeightCall& call, int multiprocessors,
                                 int shared_limit, int resident) {
@@ -165,22 +191,9 @@ EdgeWeightPlan edge_weight_plan(const ImageEdgeWeightCall& call, int multiproces
   plan.by_kernel_row = FastDivide(static_cast<std::uint32_t>(call.kernel_w * call.channels));
   plan.patch_piece = picture_piece<T>(call);
 
-  const std::int64_t at_once = std::max<std::int64_t>(
-      1, std::int64_t{multiprocessors} * resident / (plan.filter_chunks * plan.column_chunks));
-  const int limit = (shared_limit + 1024) / resident - 1024;  // a block takes 1 KiB for itself
-  const int turn = kStepPixels * (kWeightWarps >> plan.log_filter_warps);
   plan.problem = "a kernel or a stride too large for image_edge_conv2d_weight";
-  double best = 0;
-  for (int pixels = turn; pixels <= kMostTilePixels; pixels += turn) {
-    if (call.map_width <= pixels) {
-      const std::int64_t rows = std::min(pixels / call.map_width, call.map_height);
-      try_tile<T>(call, pixels, call.map_width, rows, at_once, limit, best, plan);
-      try_tile<T>(call, pixels, call.map_width, (rows + 1) / 2, at_once, limit, best, plan);
-    }
-    for (int parts = 1; parts <= 4; parts *= 2) {
-      const std::int64_t width = ceil_div(call.map_width, ceil_div(call.map_width, pixels) * parts);
-      try_tile<T>(call, pixels, width, 1, at_once, limit, best, plan);
-    }
+  for (; resident > 0 && plan.problem != nullptr; --resident) {
+    choose_tile<T>(call, multiprocessors, shared_limit, resident, plan);
   }
   return plan;
 }

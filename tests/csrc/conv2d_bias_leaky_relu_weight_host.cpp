@@ -183,7 +183,7 @@ void run(ImageEdgeWeightCall call, const Options& options) {
     std::printf("%s\n", plan.problem);
     std::exit(3);
   }
-  host::require(plan.shared_bytes <= (options.shared_limit + 1024) / options.resident - 1024,
+  host::require(plan.shared_bytes <= (options.shared_limit + 1024) / plan.resident - 1024,
                 "too much shared memory");
   host::require(plan.table_bytes + plan.stages * plan.stage_bytes <= plan.shared_bytes,
                 "too little shared memory");
