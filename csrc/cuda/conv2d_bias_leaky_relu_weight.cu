@@ -10,7 +10,7 @@ namespace fastgen::cuda {
 namespace {
 
 template <typename T, int kTiles>
-__global__ void __launch_bounds__(kWeightThreads, kWeightMostResident)
+__global__ void __launch_bounds__(kMostWeightThreads, 1)
     image_edge_weight_kernel(const __grid_constant__ EdgeWeightArguments<T> a) {
   extern __shared__ uint4 memory[];
   const EdgeWeightPlan& plan = a.plan;
@@ -91,14 +91,13 @@ __global__ void __launch_bounds__(kWeightSumThreads)
   if (thread < kSummedColumns) write_element(a, group, chunk, column_chunk, thread, rows);
 }
 
-int resident() {
-  const char* asked = std::getenv("FASTGEN_TRY_EDGE_WEIGHT_RESIDENT");
-  return asked != nullptr && std::atoi(asked) == 1 ? 1 : kWeightMostResident;
-}
-
 template <typename T>
 EdgeWeightPlan plan_of(const ImageEdgeWeightCall& call) {
-  return edge_weight_plan<T>(call, multiprocessors(), shared_memory_limit(), resident());
+  // "256 1", "256 2" or "512 1": threads of a block and blocks on a multiprocessor.
+  const char* asked = std::getenv("FASTGEN_TRY_EDGE_WEIGHT");
+  const int threads = asked != nullptr ? std::atoi(asked) : 256;
+  const int resident = asked != nullptr ? std::atoi(asked + 3) : 2;
+  return edge_weight_plan<T>(call, multiprocessors(), shared_memory_limit(), threads, resident);
 }
 
 template <typename T, int kTiles>
@@ -108,7 +107,7 @@ const char* launch_products(const EdgeWeightArguments<T>& arguments, void* strea
   if (const char* error = allow_shared_memory(kernel, plan.shared_bytes)) return error;
   const dim3 grid(plan.blocks, static_cast<unsigned>(plan.filter_chunks),
                   static_cast<unsigned>(plan.column_chunks));
-  kernel<<<grid, kWeightThreads, static_cast<std::size_t>(plan.shared_bytes),
+  kernel<<<grid, static_cast<unsigned>(plan.threads), static_cast<std::size_t>(plan.shared_bytes),
            static_cast<cudaStream_t>(stream)>>>(arguments);
   return launch_error();
 }

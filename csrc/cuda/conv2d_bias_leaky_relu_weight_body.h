@@ -49,7 +49,7 @@ FASTGEN_HD int column_pixel(int i, int in_group) {
 
 // Which of a tile's steps is number s of a warp.
 FASTGEN_HD int step_of(const EdgeWeightPlan& plan, const WeightLane& lane, int s) {
-  return s * (kWeightWarps >> plan.log_filter_warps) + lane.pixel_warp;
+  return s * pixel_warps(plan) + lane.pixel_warp;
 }
 
 struct TileRun {
@@ -112,7 +112,7 @@ FASTGEN_HD void stage_map(const EdgeWeightArguments<T>& a, const WeightPlace& pl
   const EdgeWeightPlan& plan = a.plan;
   const int vector = thread & ((1 << plan.log_pixel_vectors) - 1);
   const int first = thread >> plan.log_pixel_vectors;
-  const int turn = kWeightThreads >> plan.log_pixel_vectors;
+  const int turn = plan.threads >> plan.log_pixel_vectors;
   const int filter = chunk * plan.chunk_filters + vector * V;
   const std::int64_t pixels = (place.image * a.map_height + place.y) * a.map_width + place.x;
   const T* from = a.map + (pixels + first) * a.filters + filter;
@@ -151,7 +151,7 @@ FASTGEN_HD void stage_patch_pieces(const EdgeWeightArguments<T>& a, const Weight
   const int first_x = (place.x * a.stride_w - a.padding_w) * a.channels - patch_shift(a, place);
   const T* image = a.picture + place.image * a.image_stride;
   FASTGEN_UNROLL_BY(1)
-  for (int i = thread; i < plan.patch_rows * pieces; i += kWeightThreads) {
+  for (int i = thread; i < plan.patch_rows * pieces; i += plan.threads) {
     const int row = static_cast<int>(plan.by_patch_pieces.quotient(i));
     const int y = first_y + row, x = first_x + (i - row * pieces) * kPiece;
     const bool there = y >= 0 && y < a.height && x >= 0 && x < a.width * a.channels;
@@ -167,7 +167,7 @@ FASTGEN_HD void stage_patch_elements(const EdgeWeightArguments<T>& a, const Weig
   const int pitch = plan.patch_pitch;
   const T* image = a.picture + place.image * a.image_stride;
   FASTGEN_UNROLL_BY(2)
-  for (int i = thread; i < plan.patch_rows * pitch; i += kWeightThreads) {
+  for (int i = thread; i < plan.patch_rows * pitch; i += plan.threads) {
     const int row = static_cast<int>(plan.by_patch_pieces.quotient(i));
     const int in_row = i - row * pitch;
     const int pixel = a.channels == 1 ? in_row : a.channels == 2 ? in_row / 2
@@ -197,7 +197,7 @@ FASTGEN_HD void round_patch(const EdgeWeightPlan& plan, int thread, unsigned cha
     float* patch = reinterpret_cast<float*>(stage + plan.map_bytes);
     const int piece = plan.patch_piece, count = plan.patch_rows * plan.patch_pitch;
     FASTGEN_UNROLL_BY(1)
-    for (int i = thread * piece; i < count; i += kWeightThreads * piece) {
+    for (int i = thread * piece; i < count; i += plan.threads * piece) {
       if (piece == 4) {
         store_four(patch + i, round_quad(load_quad<float>(patch + i)));
         continue;
@@ -232,7 +232,7 @@ template <typename T>
 FASTGEN_HD void fill_windows(const EdgeWeightArguments<T>& a, int thread, int* windows) {
   const EdgeWeightPlan& plan = a.plan;
   FASTGEN_UNROLL_BY(1)
-  for (int i = thread; i < plan.tile_pixels; i += kWeightThreads) {
+  for (int i = thread; i < plan.tile_pixels; i += plan.threads) {
     const int pixel = (i & ~15) + column_pixel<T>(i & 3, i >> 2 & 3);
     const int y = static_cast<int>(plan.by_tile_width.quotient(pixel));
     const int x = pixel - y * plan.tile_width;
@@ -392,10 +392,10 @@ template <typename T>
 FASTGEN_HD void write_partial(const EdgeWeightArguments<T>& a, std::uint32_t block, int chunk,
                               int column_chunk, int thread, const float* shared) {
   const EdgeWeightPlan& plan = a.plan;
-  const int quads = block_quads(plan), warps = kWeightWarps >> plan.log_filter_warps;
+  const int quads = block_quads(plan), warps = pixel_warps(plan);
   const std::int64_t place =
       (std::int64_t{column_chunk} * plan.filter_chunks + chunk) * plan.blocks + block;
-  for (int quad = thread; quad < quads; quad += kWeightThreads) {
+  for (int quad = thread; quad < quads; quad += plan.threads) {
     float sum[4] = {};
     for (int warp = 0; warp < warps; ++warp) {
       const Quad<float> part = load_quad<float>(shared + 4 * (warp * quads + quad));
@@ -414,7 +414,7 @@ inline constexpr int kWeightSumThreads = 512;
 inline constexpr int kSummedQuads = 8;
 inline constexpr int kSummedColumns = 4 * kSummedQuads;
 inline constexpr int kSummedRows = kWeightSumThreads / kSummedQuads;
-inline constexpr int kSummedAtOnce = 3;
+inline constexpr int kSummedAtOnce = 4;
 inline constexpr int kFoldedRows = 8;
 inline constexpr int kFoldingThreads = kSummedColumns * kSummedRows / kFoldedRows;
 

@@ -9,9 +9,7 @@
 
 namespace fastgen::cuda {
 
-inline constexpr int kWeightThreads = 256;
-inline constexpr int kWeightWarps = kWeightThreads / 32;
-inline constexpr int kWeightMostResident = 512 / kWeightThreads;  // blocks on a multiprocessor
+inline constexpr int kMostWeightThreads = 512;  // on a multiprocessor: 128 registers each
 inline constexpr int kStepPixels = 16;      // the terms of one product
 inline constexpr int kWarpFilters = 32;     // rows of a warp's product
 inline constexpr int kMostColumnTiles = 6;  // of 8 columns, each a tap and a channel
@@ -26,7 +24,8 @@ struct EdgeWeightPlan {
   int tile_width, tile_height;
   int tile_pixels;  // with what fills up the last step
   int steps;        // of each warp, in a tile
-  int resident;     // blocks on a multiprocessor
+  int threads;
+  int resident;          // blocks on a multiprocessor
   int log_filter_warps;  // so many of a block's warps lie side by side in filters
   int chunk_filters, filter_chunks;
   int columns;  // kernel_h * kernel_w * channels
@@ -43,6 +42,11 @@ struct EdgeWeightPlan {
   std::uint32_t share, blocks_with_more;  // tiles of a block; so many have one more
   const char* problem;   // or nullptr
 };
+
+// So many of a block's warps have the same filters and different pixels.
+FASTGEN_HD int pixel_warps(const EdgeWeightPlan& plan) {
+  return plan.threads / 32 >> plan.log_filter_warps;
+}
 
 // Quads of four floats that the sums of one block take.
 FASTGEN_HD int block_quads(const EdgeWeightPlan& plan) {
@@ -107,8 +111,7 @@ void try_tile(const ImageEdgeWeightCall& call, int pixels, std::int64_t width, s
       std::min({std::int64_t{kMostStages}, (shared_limit - table_bytes) / stage_bytes,
                 std::max<std::int64_t>(2, rounds + 1)});
   // Behind the last tile, the stages hold the sums that each warp has of all its pixels.
-  const std::int64_t sums =
-      std::int64_t{16} * block_quads(plan) * (kWeightWarps >> plan.log_filter_warps);
+  const std::int64_t sums = std::int64_t{16} * block_quads(plan) * pixel_warps(plan);
   const std::int64_t shared = std::max(stages * stage_bytes, sums) + table_bytes;
   if (stages < 2 || shared > shared_limit || tiles >= std::int64_t{1} << 31) return;
   // The last tile's products overlap with no copies; a tile costs a barrier besides, about what
@@ -121,7 +124,7 @@ void try_tile(const ImageEdgeWeightCall& call, int pixels, std::int64_t width, s
   plan.tile_width = static_cast<int>(width);
   plan.tile_height = static_cast<int>(height);
   plan.tile_pixels = pixels;
-  plan.steps = pixels / (kStepPixels * (kWeightWarps >> plan.log_filter_warps));
+  plan.steps = pixels / (kStepPixels * pixel_warps(plan));
   plan.stages = static_cast<int>(stages);
   plan.patch_rows = static_cast<int>(rows);
   plan.patch_pitch = static_cast<int>(pitch);
@@ -143,11 +146,12 @@ void try_tile(const ImageEdgeWeightCall& call, int pixels, std::int64_t width, s
 
 template <typename T>
 void choose_tile(const ImageEdgeWeightCall& call, int multiprocessors, int shared_limit,
-                 int resident, EdgeWeightPlan& plan) {
+                 int threads, int resident, EdgeWeightPlan& plan) {
+  plan.threads = threads, plan.resident = resident;
   const std::int64_t at_once = std::max<std::int64_t>(
       1, std::int64_t{multiprocessors} * resident / (plan.filter_chunks * plan.column_chunks));
   const int limit = (shared_limit + 1024) / resident - 1024;  // a block takes 1 KiB for itself
-  const int turn = kStepPixels * (kWeightWarps >> plan.log_filter_warps);
+  const int turn = kStepPixels * pixel_warps(plan);
   double best = 0;
   for (int pixels = turn; pixels <= kMostTilePixels; pixels += turn) {
     if (call.map_width <= pixels) {
@@ -160,13 +164,13 @@ void choose_tile(const ImageEdgeWeightCall& call, int multiprocessors, int share
       try_tile<T>(call, pixels, width, 1, at_once, limit, best, plan);
     }
   }
-  plan.resident = resident;
 }
 
-// resident: blocks on a multiprocessor, fewer where so many have too little shared memory.
+// threads: of a block, 256 or 512. resident: blocks on a multiprocessor. Fewer of both where so many
+// have too little shared memory.
 template <typename T>
 EdgeWeightPlan edge_weight_plan(const ImageEdgeWeightCall& call, int multiprocessors,
-                                int shared_limit, int resident) {
+                                int shared_limit, int threads, int resident) {
   EdgeWeightPlan plan{};
   if (call.channels > 4 || call.channels < 1) {
     plan.problem = "image_edge_conv2d_weight takes 1 to 4 channels of a picture";
@@ -192,9 +196,8 @@ EdgeWeightPlan edge_weight_plan(const ImageEdgeWeightCall& call, int multiproces
   plan.patch_piece = picture_piece<T>(call);
 
   plan.problem = "a kernel or a stride too large for image_edge_conv2d_weight";
-  for (; resident > 0 && plan.problem != nullptr; --resident) {
-    choose_tile<T>(call, multiprocessors, shared_limit, resident, plan);
-  }
+  choose_tile<T>(call, multiprocessors, shared_limit, threads, resident, plan);
+  if (plan.problem != nullptr) choose_tile<T>(call, multiprocessors, shared_limit, 256, 1, plan);
   return plan;
 }
 

@@ -66,9 +66,9 @@ void run_block(const EdgeWeightArguments<T>& a, std::uint32_t block, int chunk, 
   const auto stage = [&](int s) { return reinterpret_cast<unsigned char*>(stages[s]->data()); };
   host::Buffer<int> windows(plan.table_bytes / 4);
   std::vector<WeightLane> lanes;
-  std::vector<std::array<int, kTiles>> taps(kWeightThreads);
-  std::vector<Sums<kTiles>> sums(kWeightThreads);
-  for (int t = 0; t < kWeightThreads; ++t) {
+  std::vector<std::array<int, kTiles>> taps(plan.threads);
+  std::vector<Sums<kTiles>> sums(plan.threads);
+  for (int t = 0; t < plan.threads; ++t) {
     lanes.emplace_back(plan, t);
     fill_windows(a, t, windows.data());
     int own[kTiles];
@@ -80,19 +80,19 @@ void run_block(const EdgeWeightArguments<T>& a, std::uint32_t block, int chunk, 
   const TileRun run = run_of(plan, block);
   const std::uint32_t ahead = static_cast<std::uint32_t>(plan.stages - 1);
   const auto stage_all = [&](std::uint32_t tile, int s) {
-    for (int t = 0; t < kWeightThreads; ++t) stage_tile(a, tile, chunk, t, stage(s));
+    for (int t = 0; t < plan.threads; ++t) stage_tile(a, tile, chunk, t, stage(s));
   };
   for (std::uint32_t s = 0; s < ahead && run.first + s < run.end; ++s) {
     stage_all(run.first + s, static_cast<int>(s));
   }
   int current = 0, free = plan.stages - 1;
   for (std::uint32_t tile = run.first; tile < run.end; ++tile) {
-    for (int t = 0; t < kWeightThreads; ++t) round_patch<T>(plan, t, stage(current));
+    for (int t = 0; t < plan.threads; ++t) round_patch<T>(plan, t, stage(current));
     if (tile + ahead < run.end) stage_all(tile + ahead, free);
     const WeightPlace place = place_of(a, tile);
     const unsigned char* map = stage(current);
     const unsigned char* patch = first_window(a, place, map);
-    for (int warp = 0; warp < kWeightWarps; ++warp) {
+    for (int warp = 0; warp < plan.threads / 32; ++warp) {
       for (int s = 0; s < plan.steps; ++s) {
         multiply_step<T, kTiles>(a, place, lanes, warp, windows.data(), taps, map, patch,
                                  step_of(plan, lanes[warp * 32], s), sums);
@@ -104,12 +104,12 @@ void run_block(const EdgeWeightArguments<T>& a, std::uint32_t block, int chunk, 
     current = current + 1 == plan.stages ? 0 : current + 1;
   }
 
-  const int warps = kWeightWarps >> plan.log_filter_warps;
+  const int warps = pixel_warps(plan);
   host::Buffer<float> shared(std::int64_t{4} * warps * block_quads(plan));
-  for (int t = 0; t < kWeightThreads; ++t) {
+  for (int t = 0; t < plan.threads; ++t) {
     leave_sums<kTiles>(plan, lanes[t], sums[t], shared.data());
   }
-  for (int t = 0; t < kWeightThreads; ++t) {
+  for (int t = 0; t < plan.threads; ++t) {
     write_partial(a, block, chunk, column_chunk, t, shared.data());
   }
 }
@@ -158,7 +158,7 @@ void run_all(const EdgeWeightArguments<T>& a) {
 struct Options {
   std::string folder;
   int offset;  // elements that the map and the picture stand behind a 16-byte boundary
-  int multiprocessors, shared_limit, resident;
+  int multiprocessors, shared_limit, threads, resident;
 };
 
 std::int64_t reach(const std::int64_t (&extents)[4], const std::int64_t (&strides)[4]) {
@@ -178,7 +178,7 @@ void run(ImageEdgeWeightCall call, const Options& options) {
   call.map = map.read(options.folder + "/map.bin").data();
   call.result = result.data();
   const auto plan = edge_weight_plan<T>(call, options.multiprocessors, options.shared_limit,
-                                        options.resident);
+                                        options.threads, options.resident);
   if (plan.problem != nullptr) {
     std::printf("%s\n", plan.problem);
     std::exit(3);
@@ -218,7 +218,7 @@ void run_large() {
   std::fill_n(picture + (call.batch - 1) * image, image, one);
   std::fill_n(map + (call.batch - 1) * maps, maps, one);
   call.picture = picture, call.map = map, call.result = result.data();
-  auto plan = edge_weight_plan<BFloat16>(call, 132 * 132, 160 * 1024, 1);
+  auto plan = edge_weight_plan<BFloat16>(call, 132 * 132, 160 * 1024, 256, 1);
   host::require(plan.problem == nullptr && plan.column_tiles == 4, "the plan is another");
   auto a = edge_weight_arguments<BFloat16>(call, plan);
   host::Buffer<float> partials(partial_floats(plan));
@@ -242,7 +242,7 @@ int main(int count, char** arguments) {
     run_large();
     return 0;
   }
-  host::require(count == 28, "27 arguments, see test_conv2d_bias_leaky_relu_weight.py");
+  host::require(count == 29, "28 arguments, see test_conv2d_bias_leaky_relu_weight.py");
   int next = 2;
   const auto number = [&]() -> std::int64_t { return std::atoll(arguments[next++]); };
   const std::string dtype = arguments[next++];
@@ -252,6 +252,7 @@ int main(int count, char** arguments) {
   options.offset = static_cast<int>(number());
   options.multiprocessors = static_cast<int>(number());
   options.shared_limit = static_cast<int>(number());
+  options.threads = static_cast<int>(number());
   options.resident = static_cast<int>(number());
   for (std::int64_t* value :
        {&call.batch, &call.channels, &call.height, &call.width, &call.filters, &call.kernel_h,

@@ -81,7 +81,7 @@ def check(
     offset: int = 0,
     multiprocessors: int = 1,
     shared_limit: int = 99 * 1024,
-    resident: int = 1,
+    blocks: tuple[int, int] = (256, 1),
     x: Tensor | None = None,
 ) -> Plan:
     """One call against float64, from factors rounded as the kernel rounds them."""
@@ -99,7 +99,7 @@ def check(
 
     exact = gradient(rounded(x), rounded(g), kernel, stride, padding)
     absolute = gradient(rounded(x).abs(), rounded(g).abs(), kernel, stride, padding)
-    arguments = [dtype_name, offset, multiprocessors, shared_limit, resident, n, c, height, width]
+    arguments = [dtype_name, offset, multiprocessors, shared_limit, *blocks, n, c, height, width]
     arguments += [k, *kernel, *low, *stride, *padding, *x.stride(), *w.stride()]
     run(program, arguments, {"picture": bits(x), "map": bits(g)}, folder)
 
@@ -131,14 +131,14 @@ def test_the_result_has_any_strides(program, tmp_path, layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("resident", [1, 2])
-def test_many_blocks_share_the_tiles(program, tmp_path, dtype, resident):
+@pytest.mark.parametrize("blocks", [(256, 1), (256, 2), (512, 1)])
+def test_many_blocks_share_the_tiles(program, tmp_path, dtype, blocks):
     geometry = (5, 3, 40, 64, 100, (4, 4), (2, 2), (1, 1))
-    plan = check(program, tmp_path, geometry, dtype, multiprocessors=7, resident=resident)
+    plan = check(program, tmp_path, geometry, dtype, multiprocessors=7, blocks=blocks)
     assert 1 < plan.blocks < plan.tiles
     assert plan.filter_chunks == 2
     large = (40, 3, 20, 24, 8, (7, 7), (1, 1), (3, 3))
-    plan = check(program, tmp_path, large, dtype, multiprocessors=340, resident=resident)
+    plan = check(program, tmp_path, large, dtype, multiprocessors=340, blocks=blocks)
     assert plan.blocks > 64  # a thread of the second kernel adds up several
     assert plan.column_chunks > 1
 
