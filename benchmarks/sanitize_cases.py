@@ -109,6 +109,15 @@ def _edge_transposed(draw: Draw) -> Iterator[Arguments]:
                     yield x, weight, b, slope, tanh, s, s, p, p, h, w, last, tf32
 
 
+def _edge_weight(draw: Draw) -> Iterator[Arguments]:
+    for layout in LAYOUTS:
+        last = layout == torch.channels_last
+        for c, k, h, w, r, s, p in EDGES:
+            low = [(n + 2 * p - r) // s + 1 for n in (h, w)]
+            x, g = draw(3, c, h, w, layout=layout), draw(3, k, *low, layout=torch.channels_last)
+            yield x, g, r, r, s, s, p, p, last, True
+
+
 # (input channels, outputs, height, width, kernel, stride, padding, dilation)
 WIDE = ((64, 64, 9, 7, 3, 1, 1, 1), (64, 136, 16, 16, 4, 2, 1, 1), (128, 72, 8, 8, 3, 1, 2, 2))
 
@@ -138,6 +147,7 @@ CASES: dict[str, Callable[[Draw], Iterator[Arguments]]] = {
     "scaled_noise": _sample,
     "reparameterize_backward": _backward,
     "image_edge_conv2d": _edge_forward,
+    "image_edge_conv2d_weight_gradient": _edge_weight,
     "image_edge_conv_transpose2d": _edge_transposed,
     "hopper_conv2d": _hopper,
 }

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kMarchWarps * 32, kMarchResident<kPieces>)
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
     copy_row<T, kPieces>(a, place, lane, source, ring_stage<kPieces>(shared, warp, s));
-    end_group_of_copies();
+    end_async_group();
   }
   stage_march_weights<T, kPieces, kStride, kHeld>(
       a, thread, a.plan.warps * a.plan.tiles_held * 32, shared.weights);
@@ -50,13 +50,13 @@ __global__ void __launch_bounds__(kMarchWarps * 32, kMarchResident<kPieces>)
   int stage = 0;
 #pragma unroll 1
   for (int step = 0; step < rows; ++step) {
-    wait_for_copies<kStages - 2>();
+    wait_for_async_groups<kStages - 2>();
     __syncwarp();
     // Into the stage of the row before, whose products are done.
     copy_row<T, kPieces>(
         a, place, lane, source,
         ring_stage<kPieces>(shared, warp, stage == 0 ? kStages - 1 : stage - 1));
-    end_group_of_copies();
+    end_async_group();
 
     const unsigned char* pixels = ring_stage<kPieces>(shared, warp, stage);
     stage = stage == kStages - 1 ? 0 : stage + 1;

@@ -155,7 +155,7 @@ FASTGEN_HD void copy_row(const MarchArguments<T>& a, const MarchPlace& place, in
   for (int i = 0; i < 4; ++i) {
     FASTGEN_UNROLL
     for (int q = 0; q < kPieces; ++q) {
-      copy_async(stage + (4 * q + i) * 512, at + q * kPieceBytes,
+      copy_async<16>(stage + (4 * q + i) * 512, at + q * kPieceBytes,
                  (there & 1u << (4 * q + i)) != 0);
     }
     at += pixel;

@@ -4,6 +4,7 @@
 #include "cpu/conv2d_bias_leaky_relu.h"
 #include "cpu/conv2d_bias_leaky_relu_weight.h"
 #include "cuda/conv2d_bias_leaky_relu.h"
+#include "cuda/conv2d_bias_leaky_relu_weight.h"
 
 #include "ops/image_edge.h"
 
@@ -14,7 +15,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
       "bool channels_last, bool allow_tf32) -> Tensor");
   m.def(
       "image_edge_conv2d_weight_gradient(Tensor input, Tensor grad, int kernel_h, int kernel_w, "
-      "int stride_h, int stride_w, int padding_h, int padding_w, bool channels_last) -> Tensor");
+      "int stride_h, int stride_w, int padding_h, int padding_w, bool channels_last, "
+      "bool allow_tf32=False) -> Tensor");
 }
 
 namespace fastgen::operators {
@@ -111,23 +113,32 @@ Tensor image_edge_conv2d_cpu(Tensor input, Tensor weight, std::optional<Tensor> 
   return result;
 }
 
-Tensor image_edge_conv2d_weight_gradient_cpu(Tensor input, Tensor grad, std::int64_t kernel_h,
-                                             std::int64_t kernel_w, std::int64_t stride_h,
-                                             std::int64_t stride_w, std::int64_t padding_h,
-                                             std::int64_t padding_w, bool channels_last) {
+ImageEdgeShape checked_weight_shape(const Tensor& input, const Tensor& grad, std::int64_t kernel_h,
+                                    std::int64_t kernel_w, std::int64_t stride_h,
+                                    std::int64_t stride_w, std::int64_t padding_h,
+                                    std::int64_t padding_w) {
   check_four_dimensions(grad, "grad");
   check_same_device(grad, "grad", input, "input");
   check_same_dtype(grad, "grad", input, "input");
+  ImageEdgeShape shape = shape_of("image_edge_conv2d_weight_gradient", input, kernel_h, kernel_w,
+                                  stride_h, stride_w, padding_h, padding_w);
+  shape.filters = grad.size(1);
+  STD_TORCH_CHECK(grad.size(0) == shape.batch && grad.size(2) == shape.map_height &&
+                      grad.size(3) == shape.map_width,
+                  "grad must have shape (", shape.batch, ", filters, ", shape.map_height, ", ",
+                  shape.map_width, "), as the convolution of input has (got (", grad.size(0), ", ",
+                  grad.size(1), ", ", grad.size(2), ", ", grad.size(3), "))");
+  return shape;
+}
+
+Tensor image_edge_conv2d_weight_gradient_cpu(Tensor input, Tensor grad, std::int64_t kernel_h,
+                                             std::int64_t kernel_w, std::int64_t stride_h,
+                                             std::int64_t stride_w, std::int64_t padding_h,
+                                             std::int64_t padding_w, bool channels_last, bool) {
   cpu::ImageEdgeWeightCall call{};
-  call.shape = shape_of("image_edge_conv2d_weight_gradient", input, kernel_h, kernel_w, stride_h,
-                        stride_w, padding_h, padding_w);
+  call.shape = checked_weight_shape(input, grad, kernel_h, kernel_w, stride_h, stride_w, padding_h,
+                                    padding_w);
   call.shape.dtype = cpu_dtype_of(input, "input");
-  call.shape.filters = grad.size(1);
-  STD_TORCH_CHECK(grad.size(0) == call.shape.batch && grad.size(2) == call.shape.map_height &&
-                      grad.size(3) == call.shape.map_width,
-                  "grad must have shape (", call.shape.batch, ", filters, ", call.shape.map_height,
-                  ", ", call.shape.map_width, "), as the convolution of input has (got (",
-                  grad.size(0), ", ", grad.size(1), ", ", grad.size(2), ", ", grad.size(3), "))");
   STD_TORCH_CHECK(is_dense(grad),
                   "grad must be contiguous or channels_last; call .contiguous() first");
   Tensor result = new_image(input, call.shape.filters, call.shape.channels, kernel_h, kernel_w,
@@ -181,6 +192,43 @@ Tensor image_edge_conv2d(Tensor input, Tensor weight, std::optional<Tensor> bias
   return result;
 }
 
+Tensor image_edge_conv2d_weight_gradient(Tensor input, Tensor grad, std::int64_t kernel_h,
+                                         std::int64_t kernel_w, std::int64_t stride_h,
+                                         std::int64_t stride_w, std::int64_t padding_h,
+                                         std::int64_t padding_w, bool channels_last,
+                                         bool allow_tf32) {
+  const ImageEdgeShape shape = checked_weight_shape(input, grad, kernel_h, kernel_w, stride_h,
+                                                    stride_w, padding_h, padding_w);
+  cuda::ImageEdgeWeightCall call{};
+  call.dtype = dtype_of(input, "input");
+  STD_TORCH_CHECK(call.dtype != Dtype::float32 || allow_tf32,
+                  "image_edge_conv2d_weight_gradient computes float32 on a GPU in TF32 only, which "
+                  "allow_tf32 forbids");
+  STD_TORCH_CHECK(is_channels_last(grad),
+                  "grad must be channels_last on a GPU; call "
+                  ".contiguous(memory_format=torch.channels_last) first");
+  call.batch = shape.batch, call.channels = shape.channels;
+  call.height = shape.height, call.width = shape.width;
+  call.filters = shape.filters, call.kernel_h = kernel_h, call.kernel_w = kernel_w;
+  call.map_height = shape.map_height, call.map_width = shape.map_width;
+  call.stride_h = stride_h, call.stride_w = stride_w;
+  call.padding_h = padding_h, call.padding_w = padding_w;
+
+  const OnDeviceOf guard(input);
+  Tensor result = new_image(input, call.filters, call.channels, kernel_h, kernel_w, channels_last);
+  if (result.numel() == 0) return result;
+  call.picture = input.const_data_ptr();
+  call.map = grad.const_data_ptr();
+  call.result = result.mutable_data_ptr();
+  copy_strides(input, call.picture_strides);
+  copy_strides(result, call.result_strides);
+  Tensor workspace =
+      torch::stable::new_empty(input, {cuda::edge_weight_partials(call)}, ScalarType::Float);
+  call.partials = static_cast<float*>(workspace.mutable_data_ptr());
+  check_launch(cuda::image_edge_conv2d_weight(call, current_cuda_stream(input)));
+  return result;
+}
+
 #endif
 
 }  // namespace
@@ -195,5 +243,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
 #ifdef FASTGEN_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) {
   m.impl("image_edge_conv2d", TORCH_BOX(&fastgen::operators::image_edge_conv2d));
+  m.impl("image_edge_conv2d_weight_gradient",
+         TORCH_BOX(&fastgen::operators::image_edge_conv2d_weight_gradient));
 }
 #endif

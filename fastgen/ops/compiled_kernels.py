@@ -111,7 +111,8 @@ def _never(*_: Any) -> bool:
     return False
 
 
-# --- image edges: both layouts, every dtype of the operators, groups 1 ---
+# --- image edges: both layouts (weight gradients: channels_last), every dtype of the operators,
+# groups 1 ---
 
 
 def _takes(check: Callable[..., bool]) -> Callable[..., bool]:
@@ -161,6 +162,8 @@ offer(_EDGE, ["cuda"], [CONV], ["masked_forward"], image_edge.masked_forward,
       fits=_takes(image_edge.takes_masked_forward))  # fmt: skip
 offer(_EDGE, ["cuda"], [CONV, TRANSPOSED], ["input_gradient"], image_edge.input_gradient,
       fits=_takes(image_edge.takes_input_gradient))  # fmt: skip
+offer(_EDGE, ["cuda"], [CONV, TRANSPOSED], ["weight_gradient"], image_edge.weight_gradient,
+      fits=_takes(image_edge.takes_weight_gradient))  # fmt: skip
 _PRODUCT = "matrix product (CUDA)"
 offer(_PRODUCT, ["cuda"], [CONV, TRANSPOSED], ["forward"], _product, fits=_takes(_product_fits))
 offer(_PRODUCT, ["cuda"], [CONV, TRANSPOSED], ["masked_forward"], _product_masked,

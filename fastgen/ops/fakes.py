@@ -100,6 +100,7 @@ def image_edge_conv2d_weight_gradient(
     padding_h: int,
     padding_w: int,
     channels_last: bool,
+    allow_tf32: bool = False,
 ) -> Tensor:
     shape = (grad.shape[1], input.shape[1], kernel_h, kernel_w)
     return _pictures(input, shape, channels_last=channels_last)

@@ -1,23 +1,28 @@
 """Convolutions with a picture, 1 to 4 channels, on one side: the compiled operators as passes.
 
 A critic's first layer reads the picture and a generator's last one writes it; the gradients of
-either are again one of the two. So two operators compute five passes:
+either are again one of the two. The gradient of the weight is one sum for both, in which the
+picture is the input of the one and the gradient of the other. So three operators compute:
 
-    ==========================  ==========================  ============================
-    operator                    of a convolution            of a transposed convolution
-    ==========================  ==========================  ============================
-    image_edge_conv2d           forward, masked_forward     input_gradient
-    image_edge_conv_transpose2d input_gradient              forward (tanh, too)
-    ==========================  ==========================  ============================
+    =================================  ==========================  ============================
+    operator                           of a convolution            of a transposed convolution
+    =================================  ==========================  ============================
+    image_edge_conv2d                  forward, masked_forward     input_gradient
+    image_edge_conv_transpose2d        input_gradient              forward (tanh, too)
+    image_edge_conv2d_weight_gradient  weight_gradient             weight_gradient
+    =================================  ==========================  ============================
+
+The last one's pass here is that of GPUs; CPUs take more layouts of it (`cpu_image_edge`).
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .compiled import operators
 from .convolution import Activation
-from .geometry import Geometry, is_channels_last
+from .geometry import Geometry, belongs, is_channels_last
 from .layouts import is_channels_last_like, is_dense
 from .routing import allow_tf32
 
@@ -66,6 +71,16 @@ def input_gradient(
     result = _convolved(grad, weight, None, None, 1.0, geometry)
     # An output padding of a stride or more adds rows that no input has.
     return result[:, :, : size[0], : size[1]] if tuple(result.shape[2:]) != size else result
+
+
+def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """wgrad(input, grad) in the layout of `weight`."""
+    picture, map = (grad, input) if geometry.transposed else (input, grad)
+    last = is_channels_last_like(weight) and not weight.is_contiguous()
+    result: Tensor = operators().image_edge_conv2d_weight_gradient(
+        picture, map, *weight.shape[2:], *geometry.stride, *geometry.padding, last, allow_tf32()
+    )
+    return result
 
 
 def _convolved(
@@ -176,6 +191,25 @@ def takes_transposed(
         and weight_bytes <= SHARED_WEIGHT
         and (input.shape[1] + 32) * (input.shape[2] + 32) * (input.shape[3] + 32) < _INDICES
         and (size[0] + 64) * (size[1] + 64) * 4 < _INDICES
+    )
+
+
+def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether `weight_gradient` computes this call on a GPU: there the map is read in channels_last
+    and float32 has no kernel without tensor cores.
+    """
+    picture, map = (grad, input) if geometry.transposed else (input, grad)
+    size = picture.shape[2], picture.shape[3]
+    padded = [extent + 2 * p for extent, p in zip(size, geometry.padding, strict=True)]
+    return (
+        _common(picture, weight, geometry)
+        and map.numel() > 0
+        and is_channels_last_like(map)
+        and (picture.dtype != torch.float32 or allow_tf32())
+        # An output padding of a stride or more adds rows that no input has.
+        and belongs(size, map, weight, geometry)
+        and (padded[0] + 512) * (padded[1] + 512) * max(weight.shape[0], CHANNELS) < _INDICES
+        and _reach(picture) < _INDICES
     )
 
 

@@ -1,6 +1,7 @@
-// Plans of both image-edge kernels for calls that are read from a file; a line for each problem.
+// Plans of the image-edge kernels for calls that are read from a file; a line for each problem.
 //
-//     image_edge_plans FOLDER: calls.bin holds int64 rows: transposed, dtype (0 float32, 1 TF32,
+//     image_edge_plans FOLDER: calls.bin holds int64 rows: kernel (0 convolution, 1 transposed,
+//     2 weight gradient), dtype (0 float32, 1 TF32,
 //     2 in 16 bits), channels_last, shared_limit, channels of the picture, others, picture height,
 //     width, kernel_h, kernel_w, others' height, width, stride_h, stride_w, padding_h, padding_w.
 
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "cuda/conv2d_bias_leaky_relu_plan.h"
+#include "cuda/conv2d_bias_leaky_relu_weight_plan.h"
 #include "cuda/conv_transpose2d_bias_leaky_relu_plan.h"
 #include "host.h"
 
@@ -41,6 +43,23 @@ const char* problem_of(const std::int64_t* row) {
     contiguous({others, picture, row[8], row[9]}, call.weight_strides);
     return edge_conv_plan<T, kTensorCore, kChannelsLast>(call, 132, static_cast<int>(limit))
         .problem;
+  }
+  if (row[0] == 2) {
+    ImageEdgeWeightCall call{};
+    call.batch = 2, call.channels = picture, call.height = row[6], call.width = row[7];
+    call.filters = others, call.kernel_h = row[8], call.kernel_w = row[9];
+    call.map_height = row[10], call.map_width = row[11];
+    call.stride_h = row[12], call.stride_w = row[13];
+    call.padding_h = row[14], call.padding_w = row[15];
+    const std::int64_t extents[] = {2, picture, row[6], row[7]};
+    if (kChannelsLast) {
+      const std::int64_t line = row[7] * picture;
+      const std::int64_t strides[] = {row[6] * line, 1, line, picture};
+      std::copy(strides, strides + 4, call.picture_strides);
+    } else {
+      contiguous({extents[0], extents[1], extents[2], extents[3]}, call.picture_strides);
+    }
+    return edge_weight_plan<T>(call, 132, static_cast<int>(limit), 256, 2).problem;
   }
   ImageEdgeTransposeCall call{};
   call.batch = 2, call.channels = others, call.height = row[10], call.width = row[11];

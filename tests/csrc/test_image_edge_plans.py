@@ -55,15 +55,17 @@ def test_what_the_rule_lets_in_has_a_plan(program: Path, tmp_path: Path) -> None
             one = torch.empty(1, dtype=dtype)
             x, w = one.expand(2, picture, height, width), one.expand(others, picture, *kernel)
             grad = torch.empty(2, others, *low, dtype=dtype, device="meta")
+            map = grad.to(memory_format=torch.channels_last)
             takes = (
                 image_edge.takes_convolution(x, w, geometry),
                 image_edge.takes_transposed(grad, w, (height, width), geometry),
+                kind != 0 and image_edge.takes_weight_gradient(x, map, w, geometry),
             )
-            for transposed, last in itertools.product((0, 1), repeat=2):
-                if takes[transposed]:
-                    rows.append((transposed, kind, last, LEAST_SHARED, picture, others, height,
+            for which, last in itertools.product(range(3), range(2)):
+                if takes[which]:
+                    rows.append((which, kind, last, LEAST_SHARED, picture, others, height,
                                  width, *kernel, *low, *stride, *padding))  # fmt: skip
-    assert {row[0] for row in rows} == {0, 1}
+    assert {row[0] for row in rows} == {0, 1, 2}
     run(program, [], {"calls": np.array(rows, dtype=np.int64)}, tmp_path)
     *problems, calls = result(tmp_path, "problems", np.int64).tolist()
     assert calls == len(rows) > 5000

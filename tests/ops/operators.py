@@ -113,6 +113,23 @@ def image_edge_conv2d(
     return _picture(y, channels_last)
 
 
+def image_edge_conv2d_weight_gradient(
+    input, grad, kernel_h, kernel_w, *geometry_layout_and_tf32
+):  # fmt: skip
+    *geometry, channels_last, _ = geometry_layout_and_tf32
+    assert 1 <= input.shape[1] <= 4
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+    stride, padding, kernel = geometry[:2], geometry[2:], (kernel_h, kernel_w)
+    low = [
+        (size + 2 * p - k) // s + 1
+        for size, p, k, s in zip(input.shape[2:], padding, kernel, stride, strict=True)
+    ]
+    assert tuple(grad.shape) == (len(input), grad.shape[1], *low)
+    shape = (grad.shape[1], input.shape[1], *kernel)
+    gradient = torch.nn.grad.conv2d_weight(input, shape, grad, stride, padding)
+    return _picture(gradient, channels_last)
+
+
 def image_edge_conv_transpose2d(
     input, weight, bias, negative_slope, tanh, *geometry_size_layout_and_tf32
 ):

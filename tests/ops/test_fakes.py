@@ -29,6 +29,7 @@ HALF = torch.randn(5, 14).chunk(2, 1)[0]
 SEED = torch.tensor(3)
 EDGE = torch.randn(7, 4, 3, 2)
 SEVEN = torch.randn(3, 7, 5, 6)
+LOW = torch.randn(3, 7, 3, 5).contiguous(memory_format=torch.channels_last)
 
 CALLS = [
     ("bias_leaky_relu", (X, B, 0.2)),
@@ -48,13 +49,14 @@ CALLS = [
     ("scaled_noise", (LAST, LAST, SEED)),
     ("image_edge_conv2d", (X, EDGE, B[:1].repeat(7), None, 0.2, 2, 1, 1, 0, False, True)),
     ("image_edge_conv2d", (LAST, EDGE, None, None, 1.0, 1, 2, 0, 2, True, False)),
+    ("image_edge_conv2d_weight_gradient", (X, LOW, 3, 2, 2, 1, 1, 0, False, True)),
+    ("image_edge_conv2d_weight_gradient", (LAST, LOW, 3, 2, 2, 1, 1, 0, True, True)),
     ("image_edge_conv_transpose2d", (SEVEN, EDGE, B, 0.2, False, 2, 2, 1, 1, 9, 11, False, True)),
     ("image_edge_conv_transpose2d", (SEVEN, EDGE, None, 1, True, 1, 3, 1, 0, 5, 18, True, True)),
 ]
 
 
 CPU_ALONE = {  # a GPU has cuDNN's and Triton's
-    "image_edge_conv2d_weight_gradient",
     "winograd_conv2d",
     "winograd_conv2d_weight_gradient",
     "winograd_conv_transpose2d",

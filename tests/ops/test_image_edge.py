@@ -50,7 +50,7 @@ def stand_in(monkeypatch):
 
         return counting
 
-    for pass_ in ("forward", "masked_forward", "input_gradient"):
+    for pass_ in ("forward", "masked_forward", "input_gradient", "weight_gradient"):
         routing.offer(
             "stand-in",
             ["cpp"],
@@ -80,6 +80,9 @@ def test_layers_with_a_picture_through_the_second_order(name, edge, slope, layou
     exact = getattr(reference, name)(x, w, b, **options)
     torch.testing.assert_close(output, exact)
     assert same_order(output, exact)  # a single channel counts as contiguous, as in PyTorch
+    grad = torch.randn_like(exact)  # in its layout, as gradcheck's are not
+    gradients = [torch.autograd.grad(y, (x, w, b), grad) for y in (output, exact)]
+    torch.testing.assert_close(*gradients)
     assert gradcheck(operation, (x, w, b), fast_mode=True)
     assert gradgradcheck(operation, (x, w, b), fast_mode=True)
     # gradgradcheck's tangents are contiguous; beside a 1x1 weight, which has either layout, their
@@ -87,6 +90,8 @@ def test_layers_with_a_picture_through_the_second_order(name, edge, slope, layou
     if name == CONV and slope != 1 and kernel != (1, 1):
         assert "masked_forward" in USED
     assert {"forward", "input_gradient"} <= USED
+    if layout is torch.channels_last and picture > 1:  # beside one channel, a map is contiguous
+        assert "weight_gradient" in USED
 
 
 def test_a_generators_end():
@@ -123,6 +128,24 @@ def test_other_layers_are_left_to_other_kernels(change):
     grad = torch.randn(layer["batch"], 6, 7, 7)
     assert not image_edge.takes_forward(x, w, None, 0.2, geometry)
     assert not image_edge.takes_input_gradient(grad, w, (16, 16), geometry)
+    map = grad.bfloat16().contiguous(memory_format=torch.channels_last)
+    assert not image_edge.takes_weight_gradient(x.bfloat16(), map, w.bfloat16(), geometry)
+
+
+def test_a_weight_gradient_wants_channels_last_and_tensor_cores(monkeypatch):
+    x, w, grad = torch.randn(2, 3, 16, 16), torch.randn(6, 3, 4, 4), torch.randn(2, 6, 8, 8)
+    down = Geometry((2, 2), (1, 1), (1, 1), 1, False, (0, 0))
+    up = down._replace(transposed=True)
+    last = grad.contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(image_edge, "allow_tf32", lambda: True)
+    assert image_edge.takes_weight_gradient(x, last, w, down)
+    assert image_edge.takes_weight_gradient(last, x, w, up)
+    assert not image_edge.takes_weight_gradient(x, grad, w, down)
+    # Rows of an output padding of a stride, at which no pixel of the map looks.
+    assert not image_edge.takes_weight_gradient(last, torch.randn(2, 3, 18, 16), w, up)
+    monkeypatch.setattr(image_edge, "allow_tf32", lambda: False)
+    assert not image_edge.takes_weight_gradient(x, last, w, down)
+    assert image_edge.takes_weight_gradient(x.bfloat16(), last.bfloat16(), w.bfloat16(), down)
 
 
 def test_what_32_bits_or_shared_memory_cannot_hold_is_left():
