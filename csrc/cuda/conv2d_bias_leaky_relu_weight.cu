@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kMostWeightThreads, 1)
   int* windows = reinterpret_cast<int*>(memory);
   unsigned char* stages = reinterpret_cast<unsigned char*>(memory) + plan.table_bytes;
   const int thread = static_cast<int>(threadIdx.x);
-  const int chunk = static_cast<int>(blockIdx.y), column_chunk = static_cast<int>(blockIdx.z);
+  const int column_chunk = static_cast<int>(a.plan.by_filter_chunks.quotient(blockIdx.y));
+  const int chunk = static_cast<int>(blockIdx.y) - column_chunk * a.plan.filter_chunks;
   const WeightLane lane(plan, thread);
 
   fill_windows(a, thread, windows);
@@ -83,7 +84,8 @@ __global__ void __launch_bounds__(kWeightSumThreads)
     image_edge_weight_sum_kernel(const __grid_constant__ EdgeWeightArguments<T> a) {
   __shared__ float rows[kSummedRows * kSummedColumns];
   const int group = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const int chunk = static_cast<int>(blockIdx.y), column_chunk = static_cast<int>(blockIdx.z);
+  const int column_chunk = static_cast<int>(a.plan.by_filter_chunks.quotient(blockIdx.y));
+  const int chunk = static_cast<int>(blockIdx.y) - column_chunk * a.plan.filter_chunks;
   sum_rows(a, group, chunk, column_chunk, thread, rows);
   __syncthreads();
   if (thread < kFoldingThreads) fold_rows(thread, rows);
@@ -105,8 +107,7 @@ const char* launch_products(const EdgeWeightArguments<T>& arguments, void* strea
   const EdgeWeightPlan& plan = arguments.plan;
   const auto kernel = image_edge_weight_kernel<T, kTiles>;
   if (const char* error = allow_shared_memory(kernel, plan.shared_bytes)) return error;
-  const dim3 grid(plan.blocks, static_cast<unsigned>(plan.filter_chunks),
-                  static_cast<unsigned>(plan.column_chunks));
+  const dim3 grid(plan.blocks, static_cast<unsigned>(plan.filter_chunks * plan.column_chunks));
   kernel<<<grid, static_cast<unsigned>(plan.threads), static_cast<std::size_t>(plan.shared_bytes),
            static_cast<cudaStream_t>(stream)>>>(arguments);
   return launch_error();
@@ -116,8 +117,7 @@ template <typename T>
 const char* launch_sum(const EdgeWeightArguments<T>& arguments, void* stream) {
   const EdgeWeightPlan& plan = arguments.plan;
   const dim3 grid(static_cast<unsigned>(block_quads(plan) / kSummedQuads),
-                  static_cast<unsigned>(plan.filter_chunks),
-                  static_cast<unsigned>(plan.column_chunks));
+                  static_cast<unsigned>(plan.filter_chunks * plan.column_chunks));
   image_edge_weight_sum_kernel<T>
       <<<grid, kWeightSumThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments);
   return launch_error();

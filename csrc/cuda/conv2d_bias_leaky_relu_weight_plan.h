@@ -36,6 +36,7 @@ struct EdgeWeightPlan {
   int patch_rows, patch_pitch;  // elements from row to row
   int patch_piece;  // elements that one copy takes of a row of the picture; 1: one at a time
   FastDivide by_tiles_x, by_tiles_y, by_patch_pieces, by_kernel_row, by_tile_width;
+  FastDivide by_filter_chunks;
   std::uint32_t tiles;
   int map_bytes, stage_bytes, table_bytes, shared_bytes;
   std::uint32_t blocks;  // per chunk of filters and of columns
@@ -192,6 +193,7 @@ EdgeWeightPlan edge_weight_plan(const ImageEdgeWeightCall& call, int multiproces
   plan.column_chunks = (column_tiles + kMostColumnTiles - 1) / kMostColumnTiles;
   const int per_chunk = (column_tiles + plan.column_chunks - 1) / plan.column_chunks;
   plan.column_tiles = (per_chunk + 1) / 2 * 2;  // the kernel is made for 2, 4 and 6
+  plan.by_filter_chunks = FastDivide(static_cast<std::uint32_t>(plan.filter_chunks));
   plan.by_kernel_row = FastDivide(static_cast<std::uint32_t>(call.kernel_w * call.channels));
   plan.patch_piece = picture_piece<T>(call);
 
