@@ -1,7 +1,5 @@
 #include "cuda/bias_leaky_relu.h"
 
-#include <cstdlib>
-
 #include "cuda/bias_leaky_relu_body.h"
 #include "cuda/partial_sums.h"
 
@@ -9,35 +7,23 @@ namespace fastgen::cuda {
 
 namespace {
 
-int try_number(const char* name, int otherwise) {
-  const char* text = std::getenv(name);
-  return text != nullptr ? std::atoi(text) : otherwise;
-}
-int flat_unroll() { return try_number("FASTGEN_TRY_BIAS_FLAT", 2); }  // 1, 2, 4
-int sum_unroll() { return try_number("FASTGEN_TRY_BIAS_SUM", 2); }    // 2, 4
-int usual_steps() { return try_number("FASTGEN_TRY_BIAS_STEPS", 0); }
-bool once() { return try_number("FASTGEN_TRY_BIAS_ONCE", 0) != 0; }
+// Blocks that a multiprocessor holds at once.
+constexpr int flat_resident(bool mask) { return mask ? 5 : 8; }
+constexpr int kWalkResident = 4;
 
-// Blocks that a multiprocessor holds at once, for U 16-byte accesses in flight to each tensor.
-constexpr int flat_resident(bool mask, int U) {
-  return mask ? (U == 1 ? 6 : U == 2 ? 5 : 3) : (U == 1 ? 8 : U == 2 ? 6 : 4);
-}
-constexpr int columns_resident(int U) { return U == 2 ? 4 : 3; }
-constexpr int planes_resident(int U) { return U == 2 ? 4 : 3; }
-
-template <typename T, int V, bool kMask, int U, bool kOnce>
-__global__ void __launch_bounds__(kBiasThreads, flat_resident(kMask, U))
+template <typename T, int V, bool kMask>
+__global__ void __launch_bounds__(kBiasThreads, flat_resident(kMask))
     bias_leaky_relu_flat(BiasArguments<T> a) {
-  bias_flat<T, V, kMask, U, kOnce>(a, blockIdx.x, static_cast<int>(threadIdx.x));
+  bias_flat<T, V, kMask, kFlatUnroll<kMask>>(a, blockIdx.x, static_cast<int>(threadIdx.x));
 }
 
-template <typename T, int V, bool kMask, bool kSum, int U, bool kOnce>
-__global__ void __launch_bounds__(kBiasThreads, columns_resident(U))
+template <typename T, int V, bool kMask, bool kSum>
+__global__ void __launch_bounds__(kBiasThreads, kWalkResident)
     bias_leaky_relu_columns(BiasArguments<T> a) {
   const int thread = static_cast<int>(threadIdx.x);
   if constexpr (kSum) let_next_kernel_start();
   float sums[V];
-  const bool used = bias_columns<T, V, kMask, kSum, U, kOnce>(a, blockIdx.x, thread, sums);
+  const bool used = bias_columns<T, V, kMask, kSum, kWalkUnroll>(a, blockIdx.x, thread, sums);
   if constexpr (kSum) {
     if (a.plan.tiles > 1) {
       if (used) write_tile_columns<T, V>(a, blockIdx.x, thread, sums);
@@ -55,12 +41,12 @@ __global__ void __launch_bounds__(kBiasThreads, columns_resident(U))
   }
 }
 
-template <typename T, int V, bool kMask, bool kSum, int U, bool kOnce>
-__global__ void __launch_bounds__(kBiasThreads, planes_resident(U))
+template <typename T, int V, bool kMask, bool kSum>
+__global__ void __launch_bounds__(kBiasThreads, kWalkResident)
     bias_leaky_relu_planes(BiasArguments<T> a) {
   const int thread = static_cast<int>(threadIdx.x);
   if constexpr (kSum) let_next_kernel_start();
-  const float sum = bias_planes<T, V, kMask, kSum, U, kOnce>(a, blockIdx.x, thread);
+  const float sum = bias_planes<T, V, kMask, kSum, kWalkUnroll>(a, blockIdx.x, thread);
   if constexpr (kSum) {
     __shared__ float tree[kBiasThreads];
     tree[thread] = sum;
@@ -82,59 +68,21 @@ template <typename T>
 BiasPlan plan_of(const BiasLeakyReluCall& call) {
   const int V = wide_enough<T>(call) ? kWideExtent<T> : 1;
   const bool sum = call.sum != nullptr;
+  const int unroll = call.output != nullptr ? kFlatUnroll<true> : kFlatUnroll<false>;
   return bias_plan(call.outer, call.channels, call.inner, V, sum || call.shift != nullptr, sum,
-                   multiprocessors(), flat_unroll(), is_aligned(call.shift, 16), usual_steps());
-}
-
-template <typename T, int V, bool kMask, bool kSum, int U, bool kOnce>
-const char* walk(const BiasArguments<T>& a, void* stream) {
-  const auto kernel = a.plan.pass == BiasPass::columns
-                          ? bias_leaky_relu_columns<T, V, kMask, kSum, U, kOnce>
-                          : bias_leaky_relu_planes<T, V, kMask, kSum, U, kOnce>;
-  kernel<<<static_cast<unsigned>(a.plan.blocks), static_cast<unsigned>(a.plan.threads), 0,
-           static_cast<cudaStream_t>(stream)>>>(a);
-  return launch_error();
-}
-
-template <typename T, int V, bool kMask, int U, bool kOnce>
-const char* flat(const BiasArguments<T>& a, void* stream) {
-  bias_leaky_relu_flat<T, V, kMask, U, kOnce>
-      <<<static_cast<unsigned>(a.plan.blocks), kBiasThreads, 0,
-         static_cast<cudaStream_t>(stream)>>>(a);
-  return launch_error();
+                   multiprocessors(), unroll, is_aligned(call.shift, 16));
 }
 
 template <typename T, int V, bool kMask, bool kSum>
 const char* launch(const BiasArguments<T>& a, void* stream) {
+  auto kernel = a.plan.pass == BiasPass::columns ? bias_leaky_relu_columns<T, V, kMask, kSum>
+                                                 : bias_leaky_relu_planes<T, V, kMask, kSum>;
   if constexpr (!kSum) {
-    if (a.plan.pass == BiasPass::flat) {
-      switch (flat_unroll() * 2 + once()) {
-        case 2:
-          return flat<T, V, kMask, 1, false>(a, stream);
-        case 3:
-          return flat<T, V, kMask, 1, true>(a, stream);
-        case 4:
-          return flat<T, V, kMask, 2, false>(a, stream);
-        case 5:
-          return flat<T, V, kMask, 2, true>(a, stream);
-        case 8:
-          return flat<T, V, kMask, 4, false>(a, stream);
-        case 9:
-          return flat<T, V, kMask, 4, true>(a, stream);
-      }
-    }
-    return walk<T, V, kMask, kSum, 2, false>(a, stream);
-  } else {
-    switch (sum_unroll() * 2 + once()) {
-      case 5:
-        return walk<T, V, kMask, kSum, 2, true>(a, stream);
-      case 8:
-        return walk<T, V, kMask, kSum, 4, false>(a, stream);
-      case 9:
-        return walk<T, V, kMask, kSum, 4, true>(a, stream);
-    }
-    return walk<T, V, kMask, kSum, 2, false>(a, stream);
+    if (a.plan.pass == BiasPass::flat) kernel = bias_leaky_relu_flat<T, V, kMask>;
   }
+  kernel<<<static_cast<unsigned>(a.plan.blocks), static_cast<unsigned>(a.plan.threads), 0,
+           static_cast<cudaStream_t>(stream)>>>(a);
+  return launch_error();
 }
 
 template <typename T, int V>

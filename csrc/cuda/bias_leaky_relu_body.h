@@ -22,6 +22,11 @@ namespace fastgen::cuda {
 
 constexpr int kBiasThreads = 256;
 
+// 16-byte accesses of a thread to each tensor in the flat pass, and at a time in the others.
+template <bool kMask>
+inline constexpr int kFlatUnroll = kMask ? 2 : 1;
+inline constexpr int kWalkUnroll = 2;
+
 constexpr std::int64_t kMostVectors = std::int64_t{1} << 30;  // what FastDivide can count
 
 enum class BiasPass { flat, columns, planes };
@@ -92,7 +97,7 @@ inline std::int64_t steps_of_block(std::int64_t steps, int multiprocessors, std:
 // `unroll`: accesses of a thread in the flat pass.
 inline BiasPlan bias_plan(std::int64_t outer, std::int64_t channels, std::int64_t inner, int V,
                           bool per_channel, bool sum, int multiprocessors, int unroll,
-                          bool wide_shift = true, std::int64_t usual = 0) {
+                          bool wide_shift = true) {
   BiasPlan plan{};
   const std::int64_t total = outer * channels * inner;
   const bool aligned_planes = inner % V == 0;
@@ -131,7 +136,7 @@ inline BiasPlan bias_plan(std::int64_t outer, std::int64_t channels, std::int64_
     // The threads of a block that holds one row each write a partial sum for every column.
     const std::int64_t least = sum && plan.tiles > 1 ? 4 : 2;
     plan.block_rows =
-        plan.rows * steps_of_block(steps, multiprocessors, least, usual > 0 ? usual : 8);
+        plan.rows * steps_of_block(steps, multiprocessors, least, 8);
     const std::int64_t splits = ceil_div(matrix_rows, plan.block_rows);
     plan.blocks = plan.tiles * splits;
     plan.partial_rows = plan.tiles == 1 ? splits : splits * copies;
@@ -143,7 +148,7 @@ inline BiasPlan bias_plan(std::int64_t outer, std::int64_t channels, std::int64_
     if (vectors < kBiasThreads) plan.threads = static_cast<int>(ceil_div(vectors, 32) * 32);
     const std::int64_t steps = channels * ceil_div(vectors, plan.threads);
     plan.chunk =
-        plan.threads * steps_of_block(steps, multiprocessors, 2, usual > 0 ? usual : 4);
+        plan.threads * steps_of_block(steps, multiprocessors, 2, 4);
     const std::int64_t splits = ceil_div(vectors, plan.chunk);
     plan.blocks = channels * splits;
     plan.partial_rows = splits;
@@ -199,11 +204,6 @@ FASTGEN_HD void bias_leaky_relu_edge(const BiasArguments<T>& a, std::int64_t ele
   }
 }
 
-template <bool kOnce, typename T, int V>
-FASTGEN_HD Pack<T, V> load_operand(const T* address) {
-  return kOnce ? load_pack_once<T, V>(address) : load_pack<T, V>(address);
-}
-
 // V neighbours with the same shift.
 template <typename T, int V>
 FASTGEN_HD Pack<T, V> same_shifts(T shift) {
@@ -217,7 +217,7 @@ FASTGEN_HD Pack<T, V> same_shifts(T shift) {
 // -------------------------------------------------------------------------------------------- flat
 
 // One thread of the `flat` pass, of which U accesses to each tensor are in flight.
-template <typename T, int V, bool kMask, int U, bool kOnce>
+template <typename T, int V, bool kMask, int U>
 FASTGEN_HD void bias_flat(const BiasArguments<T>& a, std::int64_t block, int thread) {
   const BiasPlan& plan = a.plan;
   const std::uint32_t first = static_cast<std::uint32_t>(block) * (U * kBiasThreads) + thread;
@@ -228,8 +228,8 @@ FASTGEN_HD void bias_flat(const BiasArguments<T>& a, std::int64_t block, int thr
     shift[u] = Pack<T, V>{};
     if (n >= plan.vectors) continue;
     const std::int64_t element = static_cast<std::int64_t>(n) * V;
-    input[u] = load_operand<kOnce, T, V>(a.input + element);
-    if (kMask) output[u] = load_operand<kOnce, T, V>(a.output + element);
+    input[u] = load_pack<T, V>(a.input + element);
+    if (kMask) output[u] = load_pack<T, V>(a.output + element);
   }
   if (a.shift != nullptr) {
     FASTGEN_UNROLL
@@ -297,7 +297,7 @@ FASTGEN_HD ColumnBlock column_block(const BiasPlan& plan, std::int64_t block) {
 }
 
 // One thread of the `columns` pass. Its V sums come back in `sums`; false where it has no columns.
-template <typename T, int V, bool kMask, bool kSum, int U, bool kOnce>
+template <typename T, int V, bool kMask, bool kSum, int U>
 FASTGEN_HD bool bias_columns(const BiasArguments<T>& a, std::int64_t block, int thread,
                              float (&sums)[V]) {
   const BiasPlan& plan = a.plan;
@@ -323,8 +323,8 @@ FASTGEN_HD bool bias_columns(const BiasArguments<T>& a, std::int64_t block, int 
     FASTGEN_UNROLL
     for (int u = 0; u < U; ++u) {
       if (u * plan.rows >= left) continue;
-      input[u] = load_operand<kOnce, T, V>(a.input + element + u * stride);
-      if (kMask) output[u] = load_operand<kOnce, T, V>(a.output + element + u * stride);
+      input[u] = load_pack<T, V>(a.input + element + u * stride);
+      if (kMask) output[u] = load_pack<T, V>(a.output + element + u * stride);
     }
     FASTGEN_UNROLL
     for (int u = 0; u < U; ++u) {
@@ -385,7 +385,7 @@ FASTGEN_HD void write_tile_columns(const BiasArguments<T>& a, std::int64_t block
 // ------------------------------------------------------------------------------------------ planes
 
 // One thread of the `planes` pass; returns its part of the channel's sum.
-template <typename T, int V, bool kMask, bool kSum, int U, bool kOnce>
+template <typename T, int V, bool kMask, bool kSum, int U>
 FASTGEN_HD float bias_planes(const BiasArguments<T>& a, std::int64_t block, int thread) {
   const BiasPlan& plan = a.plan;
   const std::uint32_t split =
@@ -419,8 +419,8 @@ FASTGEN_HD float bias_planes(const BiasArguments<T>& a, std::int64_t block, int 
         const std::uint32_t vector = n + u * step - planes * plan.by_plane.divisor;
         element[u] = origin + planes * stride + static_cast<std::int64_t>(vector) * V;
         if (n + u * step >= end) continue;
-        input[u] = load_operand<kOnce, T, V>(a.input + element[u]);
-        if (kMask) output[u] = load_operand<kOnce, T, V>(a.output + element[u]);
+        input[u] = load_pack<T, V>(a.input + element[u]);
+        if (kMask) output[u] = load_pack<T, V>(a.output + element[u]);
       }
       FASTGEN_UNROLL
       for (int u = 0; u < U; ++u) {
@@ -436,9 +436,9 @@ FASTGEN_HD float bias_planes(const BiasArguments<T>& a, std::int64_t block, int 
       const std::int64_t low = origin + planes * stride;
       const std::int64_t element = low / V * V + static_cast<std::int64_t>(vector) * V;
       if (element >= low && element + V <= low + a.inner) {
-        const Pack<T, V> input = load_operand<kOnce, T, V>(a.input + element);
+        const Pack<T, V> input = load_pack<T, V>(a.input + element);
         Pack<T, V> output;
-        if (kMask) output = load_operand<kOnce, T, V>(a.output + element);
+        if (kMask) output = load_pack<T, V>(a.output + element);
         bias_leaky_relu_vector<T, V, kMask, kSum>(a, element, input, output, shift, sums);
       } else {
         bias_leaky_relu_edge<T, V, kMask, kSum>(a, element, low, low + a.inner, shift, sums);

@@ -1,7 +1,5 @@
 #include "cuda/conv2d_bias_leaky_relu_rows.h"
 
-#include <cstdlib>
-
 #include "cuda/conv2d_bias_leaky_relu_rows_body.h"
 #include "cuda/shared_memory.h"
 
@@ -103,10 +101,7 @@ const char* launch(const ImageEdgeConvCall& call, const RowsConvPlan& plan, void
 
 template <typename T>
 bool launch(const ImageEdgeConvCall& call, void* stream, const char** problem) {
-  // Temporary, for measurements: FASTGEN_TRY_EDGE_UNITS = 1, 2, 4, 8, or 0 for the general kernel.
-  const char* units = std::getenv("FASTGEN_TRY_EDGE_UNITS");
-  const auto plan = rows_conv_plan<T>(call, multiprocessors(), shared_memory_limit(),
-                                      units == nullptr ? kMostUnits : std::atoi(units));
+  const auto plan = rows_conv_plan<T>(call, multiprocessors(), shared_memory_limit());
   if (!plan.takes) return false;
   *problem = launch<T, sizeof(T) == 4 ? 2 : 1>(call, plan, stream);
   return true;

@@ -164,8 +164,7 @@ void choose_rows_tile(const ImageEdgeConvCall& call, int shared_limit, RowsConvP
 
 // takes is false for what the general kernel has to do.
 template <typename T>
-RowsConvPlan rows_conv_plan(const ImageEdgeConvCall& call, int multiprocessors, int shared_limit,
-                            int most_units = kMostUnits) {
+RowsConvPlan rows_conv_plan(const ImageEdgeConvCall& call, int multiprocessors, int shared_limit) {
   RowsConvPlan plan{};
   if (call.channels < 1 || call.channels > 4 || !edge_conv_fits(call) || !call.channels_last ||
       call.filters % kWideExtent<T> != 0 || !is_aligned(call.result, 16) ||
@@ -206,7 +205,7 @@ RowsConvPlan rows_conv_plan(const ImageEdgeConvCall& call, int multiprocessors, 
                                       call.kernel_w * static_cast<std::int64_t>(sizeof(T)));
   }
   // Fewer units where a large stride makes their patch too large.
-  for (plan.units = most_units; plan.units > 0; plan.units /= 2) {
+  for (plan.units = kMostUnits; plan.units > 0; plan.units /= 2) {
     choose_rows_tile<T>(call, shared_limit, plan);
     if (plan.takes) break;
   }

@@ -1,7 +1,5 @@
 #include "cuda/conv2d_bias_leaky_relu_weight.h"
 
-#include <cstdlib>
-
 #include "cuda/conv2d_bias_leaky_relu_weight_body.h"
 #include "cuda/shared_memory.h"
 
@@ -95,11 +93,8 @@ __global__ void __launch_bounds__(kWeightSumThreads)
 
 template <typename T>
 EdgeWeightPlan plan_of(const ImageEdgeWeightCall& call) {
-  // "256 1", "256 2" or "512 1": threads of a block and blocks on a multiprocessor.
-  const char* asked = std::getenv("FASTGEN_TRY_EDGE_WEIGHT");
-  const int threads = asked != nullptr ? std::atoi(asked) : 256;
-  const int resident = asked != nullptr ? std::atoi(asked + 3) : 2;
-  return edge_weight_plan<T>(call, multiprocessors(), shared_memory_limit(), threads, resident);
+  return edge_weight_plan<T>(call, multiprocessors(), shared_memory_limit(), kWeightThreads,
+                             kWeightResident);
 }
 
 template <typename T, int kTiles>

@@ -13,6 +13,8 @@ inline constexpr int kMostWeightThreads = 512;  // on a multiprocessor: 128 regi
 inline constexpr int kStepPixels = 16;      // the terms of one product
 inline constexpr int kWarpFilters = 32;     // rows of a warp's product
 inline constexpr int kMostColumnTiles = 6;  // of 8 columns, each a tap and a channel
+inline constexpr int kWeightThreads = 256;  // of a block
+inline constexpr int kWeightResident = 2;   // blocks on a multiprocessor
 inline constexpr int kMostStages = 6;       // see wait_for_async_groups()
 inline constexpr int kMostTilePixels = 256;
 
@@ -167,8 +169,8 @@ void choose_tile(const ImageEdgeWeightCall& call, int multiprocessors, int share
   }
 }
 
-// threads: of a block, 256 or 512. resident: blocks on a multiprocessor. Fewer of both where so many
-// have too little shared memory.
+// threads: of a block, 256 or 512. resident: blocks on a multiprocessor. Fewer of both where shared
+// memory does not reach.
 template <typename T>
 EdgeWeightPlan edge_weight_plan(const ImageEdgeWeightCall& call, int multiprocessors,
                                 int shared_limit, int threads, int resident) {

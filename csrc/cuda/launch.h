@@ -91,20 +91,6 @@ FASTGEN_HD Pack<T, V> load_pack(const T* address) {
 #endif
 }
 
-// The same, of what nobody reads again soon: other lines stay in the caches instead.
-template <typename T, int V>
-FASTGEN_HD Pack<T, V> load_pack_once(const T* address) {
-#if defined(__CUDA_ARCH__)
-  using W = typename Word<sizeof(Pack<T, V>)>::type;
-  const W word = __ldcs(reinterpret_cast<const W*>(address));
-  Pack<T, V> pack;
-  memcpy(&pack, &word, sizeof(pack));
-  return pack;
-#else
-  return load_pack<T, V>(address);
-#endif
-}
-
 // Two neighbours of 16 bits lie in one register; compilers need more instructions for the upper
 // one than a mask when it is taken out by itself.
 template <typename T, int V>

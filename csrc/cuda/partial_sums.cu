@@ -1,7 +1,5 @@
 #include "cuda/partial_sums.h"
 
-#include <cstdlib>
-
 #include "cuda/partial_sums_body.h"
 
 namespace fastgen::cuda {
@@ -38,8 +36,7 @@ template <typename T>
 const char* launch(const PartialSums& sums, void* result, void* stream) {
   const std::int64_t blocks = ceil_div(sums.channels, sum_columns(sums));
 #if defined(__CUDACC_VER_MAJOR__)
-  const char* wanted = std::getenv("FASTGEN_TRY_SUM_PDL");
-  if (wanted != nullptr && wanted[0] == '1' && overlaps_launches()) {
+  if (overlaps_launches()) {
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

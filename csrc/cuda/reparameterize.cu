@@ -1,7 +1,5 @@
 #include "cuda/reparameterize.h"
 
-#include <cstdlib>
-
 #include "cuda/partial_sums.h"
 #include "cuda/reparameterize_body.h"
 
@@ -9,18 +7,8 @@ namespace fastgen::cuda {
 
 namespace {
 
-// FASTGEN_TRY_*: variants that a measurement decides on.
-int tried(const char* name, int otherwise) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? otherwise : std::atoi(value);
-}
-
-int noise_multiprocessors() {
-  return multiprocessors() * tried("FASTGEN_TRY_NOISE_RESIDENT", 2048) / 2048;
-}
-
-template <typename T, NoisePass kPass, Reparameterization kKind, int kBlocks>
-__global__ void __launch_bounds__(kNoiseThreads, kBlocks) reparameterize_kernel(NoiseArguments<T> a) {
+template <typename T, NoisePass kPass, Reparameterization kKind>
+__global__ void __launch_bounds__(kNoiseThreads) reparameterize_kernel(NoiseArguments<T> a) {
   const int thread = static_cast<int>(threadIdx.x);
   float kl = noise_thread<T, kPass, kKind>(a, blockIdx.x, thread);
   if constexpr (kKind == Reparameterization::sample_kl) {
@@ -44,16 +32,8 @@ __global__ void __launch_bounds__(kNoiseThreads, kBlocks) reparameterize_kernel(
 
 template <typename T, NoisePass kPass, Reparameterization kKind>
 const char* launch(const NoiseArguments<T>& a, void* stream) {
-  if constexpr (kPass == NoisePass::rows && kKind == Reparameterization::sample_kl) {
-    if (tried("FASTGEN_TRY_NOISE_BLOCKS", 0) == 10) {
-      reparameterize_kernel<T, kPass, kKind, 10>
-          <<<static_cast<unsigned>(a.plan.blocks), kNoiseThreads, 0,
-             static_cast<cudaStream_t>(stream)>>>(a);
-      return launch_error();
-    }
-  }
-  reparameterize_kernel<T, kPass, kKind, 0><<<static_cast<unsigned>(a.plan.blocks), kNoiseThreads,
-                                              0, static_cast<cudaStream_t>(stream)>>>(a);
+  reparameterize_kernel<T, kPass, kKind><<<static_cast<unsigned>(a.plan.blocks), kNoiseThreads, 0,
+                                           static_cast<cudaStream_t>(stream)>>>(a);
   return launch_error();
 }
 
@@ -74,7 +54,7 @@ const char* launch(Reparameterization kind, const NoiseArguments<T>& a, void* st
 
 template <typename T>
 const char* launch(const ReparameterizeCall& call, void* stream) {
-  const NoisePlan plan = noise_plan(call, sizeof(T), noise_multiprocessors());
+  const NoisePlan plan = noise_plan(call, sizeof(T), multiprocessors());
   if (plan.too_large) return "a sample of 2^31 or more groups in strided memory";
   const NoiseArguments<T> a = noise_arguments<T>(call, plan);
   const char* error = nullptr;
@@ -110,7 +90,7 @@ bool nothing_to_do(const ReparameterizeCall& call) {
 std::int64_t partial_sums_size(const ReparameterizeCall& call) {
   if (call.kind != Reparameterization::sample_kl || nothing_to_do(call)) return 0;
   const int element_size = call.dtype == Dtype::float32 ? 4 : 2;
-  const NoisePlan plan = noise_plan(call, element_size, noise_multiprocessors());
+  const NoisePlan plan = noise_plan(call, element_size, multiprocessors());
   return plan.splits == 1 ? 0 : plan.splits * call.samples;
 }
 

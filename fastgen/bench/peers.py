@@ -62,7 +62,10 @@ def layer_tensors(
     shapes = layer.input_shape, layer.weight_shape, (layer.outputs,), layer.output_shape
     drawn = [torch.randn(shape, device=device, dtype=dtype) for shape in shapes]
     drawn[1] /= max(1, layer.weight_shape[1] * layer.kernel**2) ** 0.5
-    x, w, b, g = (t.contiguous(memory_format=layout) if t.dim() == 4 else t for t in drawn)
+    # Into fresh memory: what has one channel would keep the strides of the other layout.
+    x, w, b, g = (
+        torch.empty_like(t, memory_format=layout).copy_(t) if t.dim() == 4 else t for t in drawn
+    )
     for leaf in (x, w, b):
         leaf.requires_grad_(gradients)
     return x, w, b, g

@@ -22,7 +22,6 @@ void tree(float* values, int copies, int columns, int threads) {
   }
 }
 
-constexpr int kUnroll = 2;
 constexpr const char* kNames[] = {"flat", "columns", "planes"};
 
 template <typename T, int V, bool kMask, bool kSum>
@@ -30,17 +29,17 @@ void run_block(const BiasArguments<T>& a, std::int64_t block) {
   const BiasPlan& plan = a.plan;
   if (plan.pass == BiasPass::flat) {
     host::require(!kSum && plan.threads == kBiasThreads, "a flat pass with a sum");
-    for (int t = 0; t < kBiasThreads; ++t) bias_flat<T, V, kMask, kUnroll, false>(a, block, t);
+    for (int t = 0; t < kBiasThreads; ++t) bias_flat<T, V, kMask, kFlatUnroll<kMask>>(a, block, t);
     return;
   }
   host::Buffer<float> shared(kBiasThreads * V);
   for (int thread = 0; thread < plan.threads; ++thread) {
     float sums[V];
     if (plan.pass == BiasPass::planes) {
-      shared.data()[thread] = bias_planes<T, V, kMask, kSum, kUnroll, false>(a, block, thread);
+      shared.data()[thread] = bias_planes<T, V, kMask, kSum, kWalkUnroll>(a, block, thread);
       continue;
     }
-    const bool used = bias_columns<T, V, kMask, kSum, kUnroll, false>(a, block, thread, sums);
+    const bool used = bias_columns<T, V, kMask, kSum, kWalkUnroll>(a, block, thread, sums);
     if (!kSum) continue;
     if (plan.tiles == 1) put_columns<V>(shared.data(), thread, sums);
     if (plan.tiles > 1 && used) write_tile_columns<T, V>(a, block, thread, sums);
@@ -75,7 +74,7 @@ void run(const Case& c) {
   if (kMask) output.read(c.folder + "/output.bin");
   if (c.shift) shift.read(c.folder + "/shift.bin");
   const BiasPlan plan = bias_plan(c.outer, c.channels, c.inner, V, kSum || c.shift, kSum,
-                                  c.multiprocessors, kUnroll);
+                                  c.multiprocessors, kFlatUnroll<kMask>);
   host::require(!plan.too_large, "the plan says too large");
   host::Buffer<float> partials(kSum ? plan.partial_rows * c.channels * plan.partial_inner : 0);
 
@@ -116,7 +115,7 @@ void run_large(std::int64_t outer, std::int64_t channels, std::int64_t inner) {
   BFloat16* data = host::sparse<BFloat16>(count);
   host::Buffer<BFloat16> shift(channels);
   for (std::int64_t i = 0; i < channels; ++i) shift.data()[i] = from_float<BFloat16>(-2.0f);
-  const BiasPlan plan = bias_plan(outer, channels, inner, V, true, false, 132, kUnroll);
+  const BiasPlan plan = bias_plan(outer, channels, inner, V, true, false, 132, kFlatUnroll<false>);
   host::require(!plan.too_large, "the plan says too large");
   const std::int64_t tail = 1 << 16;
   for (std::int64_t i = count - tail; i < count; ++i) data[i] = from_float<BFloat16>(1.0f);
