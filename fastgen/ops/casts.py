@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .gradients import applier, is_last_order
+
 
 class Casts:
     """The casts that one loss needs, made together from its second evaluation on.
@@ -59,7 +61,7 @@ class Casts:
             if not any(weight is member for member in group):
                 group = [weight]
             with torch.enable_grad():
-                casts = _Cast.apply(dtype, *group)  # type: ignore[no-untyped-call]
+                casts = _apply(dtype, *group)
             self._made |= zip(map(id, group), casts, strict=True)
             made = self._made[id(weight)]
         self._seen.add(weight, trained)
@@ -101,12 +103,20 @@ class _Cast(Function):
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.dtype = tensors[0].dtype
-        results = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
-        torch._foreach_copy_(results, tensors)
-        return results
+        return _copies(dtype, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         present = [grad for grad in grads if grad is not None]
-        casts = iter(_Cast.apply(ctx.dtype, *present) if present else ())  # type: ignore[no-untyped-call]
+        cast = _copies if is_last_order() else _apply
+        casts = iter(cast(ctx.dtype, *present) if present else ())
         return None, *(None if grad is None else next(casts) for grad in grads)
+
+
+def _copies(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    results = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
+    torch._foreach_copy_(results, tensors)
+    return results
+
+
+_apply = applier(_Cast)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import checks
 from .casts import cast
+
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
 class Geometry(NamedTuple):
@@ -47,8 +51,35 @@ def belongs(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geomet
     )
 
 
+_checked: set[Hashable] = set()
+MOST_CHECKED = 4096  # kinds of calls that are remembered
+
+
 def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
     """Refuse tensors that do not fit each other or the geometry, naming the argument."""
+    if is_compiling() or not (isinstance(input, Tensor) and isinstance(weight, Tensor)):
+        _check(input, weight, bias, geometry)
+        return
+    # What was found to fit once does so again; a training asks for the same few every step.
+    call = (
+        input.shape,
+        input.dtype,
+        input.device,
+        weight.shape,
+        weight.dtype,
+        weight.device,
+        (bias.shape, bias.dtype, bias.device) if isinstance(bias, Tensor) else bias,
+        geometry,
+    )
+    if call in _checked:
+        return
+    _check(input, weight, bias, geometry)
+    if len(_checked) >= MOST_CHECKED:
+        _checked.clear()
+    _checked.add(call)
+
+
+def _check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
     checks.floating_tensor("input", input)
     checks.floating_tensor("weight", weight)
     checks.same_kind("weight", weight, input)
@@ -103,6 +134,8 @@ def autocast(
     """The tensors in autocast's dtype where it is on, as PyTorch's own convolutions do; float64
     stays.
     """
+    if not (is_compiling() or _is_any_autocast_enabled()):
+        return input, weight, bias
     # Tensors without memory know no autocast: the question alone is an error.
     if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
         return input, weight, bias

@@ -22,11 +22,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import backend, route_timing
 from .convolution import Activation
 from .geometry import Geometry
 from .route_table import Route, table_of
+
+
+_is_deterministic = torch.are_deterministic_algorithms_enabled
 
 
 def always(*_: Any) -> bool:
@@ -110,7 +114,7 @@ class Router:
     def __init__(self, operation: str, backends: Iterable[str] | None = None) -> None:
         self.operation = operation
         self.backends = None if backends is None else frozenset(backends)
-        self._chosen: dict[Hashable, Candidate] = {}
+        self._chosen: dict[Hashable, Callable[..., Any]] = {}
 
     def __repr__(self) -> str:
         names = "any backend" if self.backends is None else ", ".join(sorted(self.backends))
@@ -129,17 +133,33 @@ class Router:
 
     def run(self, pass_: str, *arguments: Any) -> Any:
         """Compute the pass."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._by_rule(self.candidates(pass_, *arguments), pass_, arguments).run(
                 *arguments
             )
-        key = pass_, torch.are_deterministic_algorithms_enabled(), *map(_key, arguments)
-        chosen = self._chosen.get(key)
-        if chosen is None:
+        # Every call comes by here: one flat key, built in place.
+        words: list[Hashable] = [pass_, _is_deterministic()]
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                words += (
+                    argument.shape,
+                    argument.stride(),
+                    argument.dtype,
+                    argument.device,
+                    # Kernels with wide accesses want aligned addresses, so a shifted view is
+                    # another case.
+                    argument.storage_offset() % 8 == 0,
+                )
+            else:
+                words.append(argument)
+        key = tuple(words)
+        run = self._chosen.get(key)
+        if run is None:
             chosen, final = self._choose(pass_, arguments)
+            run = chosen.run
             if final:
-                self._chosen[key] = chosen
-        return chosen.run(*arguments)
+                self._chosen[key] = run
+        return run(*arguments)
 
     def forget(self) -> None:
         """Drop the choices in memory."""
@@ -313,7 +333,7 @@ def describe(operation: str, pass_: str, arguments: Iterable[Any]) -> str:
 
 def allow_tf32() -> bool:
     """Whether PyTorch's settings let float32 convolutions multiply in TensorFloat-32."""
-    if torch.compiler.is_compiling():  # traceable, but refuses a mix of the old and new flags
+    if is_compiling():  # traceable, but refuses a mix of the old and new flags
         return bool(torch.backends.cudnn.allow_tf32)
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
@@ -339,15 +359,6 @@ def _fastest(seconds: dict[str, float], rule: str) -> str:
 
 def _first_tensor(arguments: Iterable[Any]) -> Tensor:
     return next(argument for argument in arguments if isinstance(argument, Tensor))
-
-
-def _key(argument: Any) -> Hashable:
-    if isinstance(argument, Tensor):
-        # Kernels with wide accesses want aligned addresses, so a shifted view is another case.
-        aligned = argument.storage_offset() % 8 == 0
-        return argument.shape, argument.stride(), argument.dtype, argument.device, aligned
-    key: Hashable = argument
-    return key
 
 
 def _words(argument: Any) -> str:
