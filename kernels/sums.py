@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import compilation
+from .launching import launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_INT32 = 2**31 - 1
@@ -36,7 +37,8 @@ def add_partials(
 ) -> Tensor:
     """The sum of a float32 (outer, channels, inner) array per channel, times `factor`."""
     result = partial.new_empty(channels, dtype=dtype)
-    add_partials_kernel[(channels,)](
+    launch(
+        add_partials_kernel, (channels,),
         partial, result, outer * inner, channels, inner, factor,
         BLOCK=BLOCK, num_warps=WARPS, num_stages=1,
     )  # fmt: skip

@@ -32,7 +32,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .geometry import Geometry
-from .gradients import MaskKernels, applier, channel_sum, is_last_order, mask, mask_sum, masked, wanted
+from .gradients import (
+    MaskKernels,
+    applier,
+    channel_sum,
+    is_last_order,
+    mask,
+    mask_sum,
+    masked,
+    wanted,
+)
 
 Activation = float | Literal["tanh"]
 """The slope of a leaky ReLU (1 is linear), or the bounded end of a generator."""

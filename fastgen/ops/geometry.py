@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,16 +50,17 @@ def belongs(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geomet
     )
 
 
-_checked: set[Hashable] = set()
-MOST_CHECKED = 4096  # kinds of calls that are remembered
+def fitting(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any
+) -> Any:
+    """The kernels for a call, checked where its like was not found to fit before.
 
-
-def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
-    """Refuse tensors that do not fit each other or the geometry, naming the argument."""
-    if is_compiling() or not (isinstance(input, Tensor) and isinstance(weight, Tensor)):
-        _check(input, weight, bias, geometry)
-        return
-    # What was found to fit once does so again; a training asks for the same few every step.
+    Every call of a layer comes by here, and a training asks for the same few every step: they are
+    remembered, with the kernels narrowed to their shapes.
+    """
+    if is_compiling() or not isinstance(weight, Tensor):
+        check(input, weight, bias, geometry)
+        return kernels
     call = (
         input.shape,
         input.dtype,
@@ -71,15 +71,26 @@ def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
         (bias.shape, bias.dtype, bias.device) if isinstance(bias, Tensor) else bias,
         geometry,
     )
-    if call in _checked:
-        return
-    _check(input, weight, bias, geometry)
-    if len(_checked) >= MOST_CHECKED:
-        _checked.clear()
-    _checked.add(call)
+    known = kernels.known
+    try:
+        narrowed = known.get(call)
+    except TypeError:  # a size that is a symbol
+        check(input, weight, bias, geometry)
+        return kernels
+    if narrowed is None:
+        check(input, weight, bias, geometry)
+        if len(known) >= MOST_KNOWN:
+            known.clear()
+        narrowed = known[call] = kernels.narrowed()
+    return narrowed
 
 
-def _check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
+MOST_KNOWN = 4096
+"""Kinds of calls that an operation's kernels remember."""
+
+
+def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
+    """Refuse tensors that do not fit each other or the geometry, naming the argument."""
     checks.floating_tensor("input", input)
     checks.floating_tensor("weight", weight)
     checks.same_kind("weight", weight, input)
@@ -162,13 +173,14 @@ def _runs_channels_last(tensor: Tensor) -> bool:
     A picture of one channel is contiguous in both layouts; its strides still tell which one it was
     given, and layers go on in that.
     """
-    if tensor.dim() != 4 or 0 in tensor.shape or tensor.stride(1) == 0:
+    if tensor.dim() != 4 or 0 in tensor.shape:
         return False
-    least = 0
-    for dimension in (1, 3, 2, 0):
-        if tensor.stride(dimension) < least:
-            return False
-        if dimension == 0 and least == tensor.stride(1):
-            return False  # all strides before are 1: one channel, one pixel
-        least = tensor.stride(dimension) * tensor.shape[dimension]
-    return True
+    _, channels, height, width = tensor.shape
+    far, step, line, pixel = tensor.stride()
+    return (
+        step != 0
+        and pixel >= step * channels
+        and line >= pixel * width
+        and far >= line * height
+        and line * height != step  # all strides before are 1: one channel, one pixel
+    )

@@ -12,8 +12,7 @@ weight-gradient primitive, lives in `convolution`):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +21,7 @@ from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling
 
 _engine_will_execute = getattr(torch._C, "_will_engine_execute_node", None)
+_run_of_engine = torch._C._current_graph_task_id
 
 
 _transforms_are_active = torch._C._are_functorch_transforms_active
@@ -59,22 +59,15 @@ def is_last_order() -> bool:
     )
 
 
-_returned: dict[object, frozenset[int]] = {}
+def is_unwatched() -> bool:
+    """Whether no mode, no transform and no tracing stands between an operator and its kernel."""
+    return not (
+        is_compiling() or _transforms_are_active() or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
-@contextmanager
-def returning(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Inside, `torch.autograd.grad` is known to return the gradients of these leaves.
-
-    Without it `wanted` still finds out, by an error of the engine, which takes longer than a small
-    kernel.
-    """
-    run = object()
-    _returned[run] = frozenset(map(id, tensors))
-    try:
-        yield
-    finally:
-        del _returned[run]
+_returned: set[tuple[int, int]] = set()
+"""Runs of the engine, and the places of leaves whose gradients they were found to return."""
 
 
 def wanted(ctx: Any, index: int) -> bool:
@@ -85,22 +78,34 @@ def wanted(ctx: Any, index: int) -> bool:
 
     The engine is asked about the node behind the argument. It answers for every node but one: a
     leaf whose gradient `torch.autograd.grad` returns; there it raises, so the error itself means
-    yes. Where the question does not exist, or while a graph is traced, whatever is differentiable
-    counts as asked for.
+    yes. An error takes as long as a small layer. So once one of a run's leaves was found to be
+    returned, further ones at the same place (weights, say) count as asked for too: of a gradient
+    that nobody waits for after all only the work is lost. Where the question does not exist, or
+    while a graph is traced, whatever is differentiable counts as asked for.
     """
     if not ctx.needs_input_grad[index]:
         return False
     if _engine_will_execute is None or is_compiling():
         return True
     node = ctx.next_functions[index][0]
-    if _returned and type(node).__name__ == "AccumulateGrad":
-        leaf = id(node.variable)
-        if any(leaf in returned for returned in tuple(_returned.values())):
-            return True
+    if _returned and (_run_of_engine(), index) in _returned and _is_leaf(node):
+        return True
     try:
         return bool(_engine_will_execute(node))
-    except (RuntimeError, AttributeError):
+    except RuntimeError:
+        if len(_returned) >= MOST_RETURNED:
+            _returned.clear()
+        _returned.add((_run_of_engine(), index))
         return True
+    except AttributeError:
+        return True
+
+
+MOST_RETURNED = 64
+
+
+def _is_leaf(node: Any) -> bool:
+    return type(node).__name__ == "AccumulateGrad"
 
 
 class MaskKernels(Protocol):

@@ -193,9 +193,7 @@ def reparameterize_kl(
             "mu must have shape (N, ...) for one divergence per sample (got a 0-dim tensor)"
         )
     kernels = backends.select("reparameterize", backend, mu.device)
-    pair: tuple[Tensor, Tensor] = _apply_kl(
-        mu, logvar, _seed(seed, generator, mu.device), kernels
-    )
+    pair: tuple[Tensor, Tensor] = _apply_kl(mu, logvar, _seed(seed, generator, mu.device), kernels)
     return pair
 
 

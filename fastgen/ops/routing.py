@@ -29,7 +29,8 @@ from .convolution import Activation
 from .geometry import Geometry
 from .route_table import Route, table_of
 
-
+# What `torch.backends.cudnn.conv.fp32_precision` asks, by way of four objects.
+_precision = torch._C._get_fp32_precision_getter
 _is_deterministic = torch.are_deterministic_algorithms_enabled
 
 
@@ -155,11 +156,17 @@ class Router:
         key = tuple(words)
         run = self._chosen.get(key)
         if run is None:
-            chosen, final = self._choose(pass_, arguments)
-            run = chosen.run
-            if final:
-                self._chosen[key] = run
+            run = self.choose(self._chosen, key, pass_, *arguments)
         return run(*arguments)
+
+    def choose(
+        self, memory: dict[Hashable, Callable[..., Any]], key: Hashable, pass_: str, *arguments: Any
+    ) -> Callable[..., Any]:
+        """What runs for a call, kept in `memory` if it stands for the calls to come."""
+        chosen, final = self._choose(pass_, arguments)
+        if final:
+            memory[key] = chosen.run
+        return chosen.run
 
     def forget(self) -> None:
         """Drop the choices in memory."""
@@ -211,7 +218,25 @@ class Router:
 
 
 class ConvolutionRouter(Router):
-    """The kernels of a convolution or a transposed convolution."""
+    """The kernels of a convolution or a transposed convolution.
+
+    Attributes:
+        known: the same, narrowed to the shapes of the calls so far (see `geometry.fitting`).
+    """
+
+    def __init__(self, operation: str, backends: Iterable[str] | None = None) -> None:
+        super().__init__(operation, backends)
+        self.known: dict[Hashable, NarrowedConvolution] = {}
+
+    def narrowed(self) -> NarrowedConvolution:
+        """The kernels for tensors of shapes, a dtype and a device that will not change."""
+        return NarrowedConvolution(self)
+
+    def forget(self) -> None:
+        super().forget()
+        for narrowed in self.known.values():  # graphs that are still to be differentiated hold it
+            narrowed.forget()
+        self.known.clear()
 
     def forward(
         self,
@@ -260,6 +285,161 @@ class ConvolutionRouter(Router):
         self, grad: Tensor, output: Tensor, negative_slope: float
     ) -> tuple[Tensor, Tensor]:
         pair: tuple[Tensor, Tensor] = self.run("mask_sum", grad, output, negative_slope)
+        return pair
+
+
+class NarrowedConvolution:
+    """The kernels of a convolution for tensors of known shapes, dtype and device.
+
+    A layer, its gradients and theirs ask for passes over tensors of three shapes. What is left to
+    tell calls apart are layouts, so finding a choice costs a third of what a router takes: 2.6 us
+    of one core of an EPYC, four times for a forward and a backward.
+    """
+
+    def __init__(self, router: ConvolutionRouter) -> None:
+        self._router = router
+        self._chosen: dict[Hashable, Callable[..., Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._router})"
+
+    def forget(self) -> None:
+        """Drop the choices in memory."""
+        self._chosen.clear()
+
+    def forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        geometry: Geometry,
+    ) -> Tensor:
+        if is_compiling():
+            return self._router.forward(input, weight, bias, activation, geometry)
+        key = (
+            "forward",
+            activation,
+            *(input.stride(), input.storage_offset() % 8),
+            *(weight.stride(), weight.storage_offset() % 8),
+            None if bias is None else (bias.stride(), bias.storage_offset() % 8),
+            _is_deterministic(),
+        )
+        run = self._chosen.get(key)
+        if run is None:
+            run = self._router.choose(
+                self._chosen, key, "forward", input, weight, bias, activation, geometry
+            )
+        result: Tensor = run(input, weight, bias, activation, geometry)
+        return result
+
+    def masked_forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Tensor,
+        negative_slope: float,
+        geometry: Geometry,
+    ) -> Tensor:
+        if is_compiling():
+            return self._router.masked_forward(
+                input, weight, bias, output, negative_slope, geometry
+            )
+        key = (
+            "masked_forward",
+            negative_slope,
+            *(input.stride(), input.storage_offset() % 8),
+            *(weight.stride(), weight.storage_offset() % 8),
+            None if bias is None else (bias.stride(), bias.storage_offset() % 8),
+            *(output.stride(), output.storage_offset() % 8),
+            _is_deterministic(),
+        )
+        run = self._chosen.get(key)
+        if run is None:
+            run = self._router.choose(
+                *(self._chosen, key, "masked_forward"),
+                *(input, weight, bias, output, negative_slope, geometry),
+            )
+        result: Tensor = run(input, weight, bias, output, negative_slope, geometry)
+        return result
+
+    def input_gradient(
+        self, grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
+    ) -> Tensor:
+        if is_compiling():
+            return self._router.input_gradient(grad, weight, size, geometry)
+        key = (
+            "input_gradient",
+            *(grad.stride(), grad.storage_offset() % 8),
+            *(weight.stride(), weight.storage_offset() % 8),
+            _is_deterministic(),
+        )
+        run = self._chosen.get(key)
+        if run is None:
+            run = self._router.choose(
+                self._chosen, key, "input_gradient", grad, weight, size, geometry
+            )
+        result: Tensor = run(grad, weight, size, geometry)
+        return result
+
+    def weight_gradient(
+        self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
+    ) -> Tensor:
+        if is_compiling():
+            return self._router.weight_gradient(input, grad, weight, geometry)
+        key = (
+            "weight_gradient",
+            *(input.stride(), input.storage_offset() % 8),
+            *(grad.stride(), grad.storage_offset() % 8),
+            *(weight.stride(), weight.storage_offset() % 8),
+            _is_deterministic(),
+        )
+        run = self._chosen.get(key)
+        if run is None:
+            run = self._router.choose(
+                self._chosen, key, "weight_gradient", input, grad, weight, geometry
+            )
+        result: Tensor = run(input, grad, weight, geometry)
+        return result
+
+    def mask(
+        self, grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
+    ) -> Tensor:
+        if is_compiling():
+            return self._router.mask(grad, shift, output, negative_slope)
+        key = (
+            "mask",
+            negative_slope,
+            *(grad.stride(), grad.storage_offset() % 8),
+            None if shift is None else (shift.stride(), shift.storage_offset() % 8),
+            *(output.stride(), output.storage_offset() % 8),
+            _is_deterministic(),
+        )
+        run = self._chosen.get(key)
+        if run is None:
+            run = self._router.choose(
+                self._chosen, key, "mask", grad, shift, output, negative_slope
+            )
+        result: Tensor = run(grad, shift, output, negative_slope)
+        return result
+
+    def mask_sum(
+        self, grad: Tensor, output: Tensor, negative_slope: float
+    ) -> tuple[Tensor, Tensor]:
+        if is_compiling():
+            return self._router.mask_sum(grad, output, negative_slope)
+        key = (
+            "mask_sum",
+            negative_slope,
+            *(grad.stride(), grad.storage_offset() % 8),
+            *(output.stride(), output.storage_offset() % 8),
+            _is_deterministic(),
+        )
+        run = self._chosen.get(key)
+        if run is None:
+            run = self._router.choose(self._chosen, key, "mask_sum", grad, output, negative_slope)
+        pair: tuple[Tensor, Tensor] = run(grad, output, negative_slope)
         return pair
 
 
@@ -335,7 +515,7 @@ def allow_tf32() -> bool:
     """Whether PyTorch's settings let float32 convolutions multiply in TensorFloat-32."""
     if is_compiling():  # traceable, but refuses a mix of the old and new flags
         return bool(torch.backends.cudnn.allow_tf32)
-    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+    return bool(_precision("cuda", "conv") == "tf32")
 
 
 def _measures(arguments: Iterable[Any]) -> bool:
