@@ -12,7 +12,8 @@ weight-gradient primitive, lives in `convolution`):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +22,6 @@ from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling
 
 _engine_will_execute = getattr(torch._C, "_will_engine_execute_node", None)
-_run_of_engine = torch._C._current_graph_task_id
 
 
 _transforms_are_active = torch._C._are_functorch_transforms_active
@@ -36,7 +36,7 @@ def applier(function: type[Function]) -> Callable[..., Any]:
     does beside that is done here, and where a graph is traced or a transform of `torch.func` is
     active, it is left to it.
     """
-    plain = super(Function, function).apply
+    plain = super(Function, function).apply  # type: ignore[misc]
 
     def apply(*arguments: Any) -> Any:
         if is_compiling() or _transforms_are_active():
@@ -66,8 +66,22 @@ def is_unwatched() -> bool:
     )
 
 
-_returned: set[tuple[int, int]] = set()
-"""Runs of the engine, and the places of leaves whose gradients they were found to return."""
+_returned: dict[object, frozenset[int]] = {}
+
+
+@contextmanager
+def returning(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Around a `torch.autograd.grad` that returns the gradients of all these leaves.
+
+    Without it `wanted` still finds that out of every one of them, by an error of the engine, which
+    takes the host as long as a small layer does.
+    """
+    run = object()  # the engine runs in threads of its own, and several may train at once
+    _returned[run] = frozenset(map(id, leaves))
+    try:
+        yield
+    finally:
+        del _returned[run]
 
 
 def wanted(ctx: Any, index: int) -> bool:
@@ -78,34 +92,22 @@ def wanted(ctx: Any, index: int) -> bool:
 
     The engine is asked about the node behind the argument. It answers for every node but one: a
     leaf whose gradient `torch.autograd.grad` returns; there it raises, so the error itself means
-    yes. An error takes as long as a small layer. So once one of a run's leaves was found to be
-    returned, further ones at the same place (weights, say) count as asked for too: of a gradient
-    that nobody waits for after all only the work is lost. Where the question does not exist, or
-    while a graph is traced, whatever is differentiable counts as asked for.
+    yes (see `returning`). Where the question does not exist, or while a graph is traced, whatever
+    is differentiable counts as asked for.
     """
     if not ctx.needs_input_grad[index]:
         return False
     if _engine_will_execute is None or is_compiling():
         return True
     node = ctx.next_functions[index][0]
-    if _returned and (_run_of_engine(), index) in _returned and _is_leaf(node):
-        return True
+    if _returned and type(node).__name__ == "AccumulateGrad":
+        leaf = id(node.variable)
+        if any(leaf in leaves for leaves in tuple(_returned.values())):
+            return True
     try:
         return bool(_engine_will_execute(node))
-    except RuntimeError:
-        if len(_returned) >= MOST_RETURNED:
-            _returned.clear()
-        _returned.add((_run_of_engine(), index))
+    except (RuntimeError, AttributeError):
         return True
-    except AttributeError:
-        return True
-
-
-MOST_RETURNED = 64
-
-
-def _is_leaf(node: Any) -> bool:
-    return type(node).__name__ == "AccumulateGrad"
 
 
 class MaskKernels(Protocol):
