@@ -47,10 +47,14 @@ hand a call to Python. For calls that nothing watches: no mode, no transform, no
 
 def _direct(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     plain = (torch.Tensor, torch.nn.Parameter)
+    # A tensor that a transform left behind still stands for another one.
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
     def direct(*arguments: Any) -> Any:
         for argument in arguments:
-            if isinstance(argument, torch.Tensor) and type(argument) not in plain:
+            if isinstance(argument, torch.Tensor) and (
+                type(argument) not in plain or is_wrapped(argument)
+            ):
                 return getattr(getattr(torch.ops, NAMESPACE), name)(*arguments)
         return function(*arguments)
 

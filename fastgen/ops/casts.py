@@ -55,6 +55,8 @@ class Casts:
     def of(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The weight's cast, with its place in the graph whatever the mode at the first use."""
         made = self._made.get(id(weight))
+        if made is not None and made.dtype == dtype and id(weight) in self._seen:
+            return made
         trained = id(weight) in self._trained
         if made is None or made.dtype != dtype:
             group = self._groups[not trained]
@@ -75,6 +77,9 @@ class _Seen:
         self.trained: list[Tensor] = []
         self.others: list[Tensor] = []
         self._known: set[int] = set()
+
+    def __contains__(self, weight: int) -> bool:
+        return weight in self._known
 
     def add(self, weight: Tensor, trained: bool) -> None:
         if id(weight) not in self._known:

@@ -148,18 +148,20 @@ def autocast(
     if not (is_compiling() or _is_any_autocast_enabled()):
         return input, weight, bias
     # Tensors without memory know no autocast: the question alone is an error.
-    if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
+    kind = input.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return input, weight, bias
-    dtype = torch.get_autocast_dtype(input.device.type)
-
-    def is_cast(tensor: Tensor) -> bool:
-        return tensor.is_floating_point() and tensor.dtype != torch.float64
-
+    dtype = torch.get_autocast_dtype(kind)
     return (
-        input.to(dtype) if is_cast(input) else input,
-        cast(weight, dtype) if is_cast(weight) else weight,
-        cast(bias, dtype) if bias is not None and is_cast(bias) else bias,
+        input.to(dtype) if _is_cast(input, dtype) else input,
+        cast(weight, dtype) if _is_cast(weight, dtype) else weight,
+        cast(bias, dtype) if bias is not None and _is_cast(bias, dtype) else bias,
     )
+
+
+def _is_cast(tensor: Tensor, dtype: torch.dtype) -> bool:
+    given = tensor.dtype
+    return given != dtype and given != torch.float64 and given.is_floating_point
 
 
 def is_channels_last(input: Tensor, weight: Tensor) -> bool:
