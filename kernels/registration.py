@@ -45,17 +45,21 @@ hand a call to Python. For calls that nothing watches: no mode, no transform, no
 """
 
 
-def _direct(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _direct(
+    name: str, on_gpu: Callable[..., Any], interpreted: Callable[..., Any]
+) -> Callable[..., Any]:
     plain = (torch.Tensor, torch.nn.Parameter)
     # A tensor that a transform left behind still stands for another one.
     is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
     def direct(*arguments: Any) -> Any:
+        function = on_gpu
         for argument in arguments:
-            if isinstance(argument, torch.Tensor) and (
-                type(argument) not in plain or is_wrapped(argument)
-            ):
-                return getattr(getattr(torch.ops, NAMESPACE), name)(*arguments)
+            if isinstance(argument, torch.Tensor):
+                if type(argument) not in plain or is_wrapped(argument):
+                    return getattr(getattr(torch.ops, NAMESPACE), name)(*arguments)
+                if not argument.is_cuda:
+                    function = interpreted
         return function(*arguments)
 
     return direct
@@ -76,7 +80,7 @@ def operator(schema: str, *, fake: Callable[..., Any]) -> Callable[[_F], _F]:
         name = schema.partition("(")[0]
         replayed = Replayed(function)
         guarded = on_device(replayed)
-        setattr(DIRECT, name, _direct(name, replayed if INTERPRETED else guarded))
+        setattr(DIRECT, name, _direct(name, guarded, replayed))
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, guarded, "CUDA")
         if INTERPRETED:

@@ -30,7 +30,7 @@ def operators() -> Any:
     the dispatcher where nothing stands between a call and its kernel.
     """
     global _direct
-    if _direct is not None and is_unwatched():
+    if not is_compiling() and _direct is not None and is_unwatched():
         return _direct
     from fastgen.kernels import (  # noqa: F401
         bias_leaky_relu,
