@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .compilation import compilation
 from .formulas import leaky_relu, leaky_relu_mask
+from .launching import launch
 from .registration import operator
 from .sums import DTYPES, INDICES, LARGEST_INT32, add_partials, ceil_div, processors
 
@@ -263,7 +264,9 @@ def _run(
 
     # A masked-out tile still has its offsets computed.
     reach = (down * share + 1) * how.tile[0] * how.columns + how.tile[1]
-    bias_leaky_relu_kernel[(down * across,)](
+    launch(
+        bias_leaky_relu_kernel,
+        (down * across,),
         input,
         shift,
         output,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import tiling
 from .implicit_gemm import accumulate, finish, multiply, tile_of
+from .launching import launch
 from .registration import operator
 from .tiling import INTERPRETED, Tile, Tiles
 
@@ -271,7 +272,9 @@ def conv2d(
         block_k = min(32, max(tiling.SMALLEST_DEPTH, tiling.power_of_two(pairs)))
     reach = (dilation_h * kernel_h + padding_h) * width + dilation_w * kernel_w + padding_w
     grid = (tiling.ceil_div(rows, tile.m) * tiling.ceil_div(columns, tile.n), groups)
-    conv2d_kernel[grid](
+    launch(
+        conv2d_kernel,
+        grid,
         input,
         weight,
         bias,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import tiling
 from .implicit_gemm import accumulate, finish, tile_of
+from .launching import launch
 from .registration import operator
 from .tiling import INTERPRETED, Tile, Tiles
 
@@ -259,7 +260,9 @@ def conv_transpose2d(
         phases,
         groups,
     )
-    conv_transpose2d_kernel[grid](
+    launch(
+        conv_transpose2d_kernel,
+        grid,
         input,
         weight,
         bias,

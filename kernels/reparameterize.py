@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .compilation import compilation
 from .formulas import expm1, kl_term, normals
+from .launching import launch
 from .registration import operator
 from .sums import DTYPES, INDICES, LARGEST_INT32, add_partials, ceil_div
 
@@ -274,7 +275,9 @@ def _noise(
         across = ceil_div(shape.counters, constants["BLOCK_K"])
         per_sample = programs // shape.rows if shape.planes else across
         partial = partial.new_empty(shape.rows * per_sample)
-    reparameterize_kernel[(programs,)](
+    launch(
+        reparameterize_kernel,
+        (programs,),
         first,
         logvar,
         seed,
@@ -362,7 +365,9 @@ def reparameterize_backward(
         )
         return grad_mu.copy_(dense[0]), grad_logvar.copy_(dense[1])
     programs, constants = _constants(shape, given)
-    reparameterize_backward_kernel[(programs,)](
+    launch(
+        reparameterize_backward_kernel,
+        (programs,),
         grad_z,
         None if grad_kl is None else grad_kl.contiguous(),
         mu,

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import compilation
+from .launching import launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_INT32 = 2**31 - 1
@@ -59,12 +60,14 @@ def add_partials(
     result = partial.new_empty(channels, dtype=dtype)
     if inner == 1 and channels > 1:
         block_r, block_c = FEW_ROWS if outer <= FEW_ROWS[0] else MANY_ROWS
-        add_rows_kernel[(ceil_div(channels, block_c),)](
+        launch(
+            add_rows_kernel, (ceil_div(channels, block_c),),
             partial, result, outer, channels, factor,
             BLOCK_R=block_r, BLOCK_C=block_c, num_warps=ROW_WARPS, num_stages=1,
         )  # fmt: skip
         return result
-    add_partials_kernel[(channels,)](
+    launch(
+        add_partials_kernel, (channels,),
         partial, result, outer * inner, channels, inner, factor,
         BLOCK=BLOCK, num_warps=WARPS, num_stages=1,
     )  # fmt: skip

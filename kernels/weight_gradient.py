@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import tiling
 from .implicit_gemm import multiply, tile_of
+from .launching import launch
 from .registration import operator
 from .tiling import INTERPRETED, Tile, Tiles
 
@@ -233,7 +234,9 @@ def conv2d_weight_gradient(
     )
     reach = (dilation_h * kernel_h + padding_h + stride_h) * width
     reach += dilation_w * kernel_w + padding_w + stride_w
-    weight_gradient_kernel[tiles, splits, groups](
+    launch(
+        weight_gradient_kernel,
+        (tiles, splits, groups),
         input,
         grad,
         target,
@@ -267,8 +270,15 @@ def conv2d_weight_gradient(
     )
     if splits > 1:
         size = result.numel()
-        combine_kernel[tiling.ceil_div(size, 1024),](
-            target, result, size, splits, BLOCK=1024, num_warps=4
+        launch(
+            combine_kernel,
+            (tiling.ceil_div(size, 1024),),
+            target,
+            result,
+            size,
+            splits,
+            BLOCK=1024,
+            num_warps=4,
         )
     return result
 

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgen.ops.gradients import applier, returning
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32 if its dtype is narrower (networks under autocast), else as it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    wide = tensor.dtype in (torch.float32, torch.float64)
+    return tensor if wide else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def scores(network: nn.Module, images: Tensor) -> Tensor:
@@ -50,9 +53,10 @@ def input_gradient(scores: Tensor, images: Tensor) -> Tensor:
     `scores` must come from `images`, which require a gradient; images that do not matter to their
     score have gradient 0.
     """
-    (gradient,) = torch.autograd.grad(
-        scores.sum(), images, create_graph=True, materialize_grads=True
-    )
+    with returning([images]):
+        (gradient,) = torch.autograd.grad(
+            scores.sum(), images, create_graph=True, materialize_grads=True
+        )
     return at_least_float32(gradient)
 
 
@@ -81,12 +85,15 @@ class _Norms(torch.autograd.Function):
         return result
 
 
+_apply_norms = applier(_Norms)
+
+
 def norms(gradient: Tensor) -> Tensor:
     """The length of every sample's gradient, shape (N,); its derivative at 0 is 0, not NaN.
 
     Differentiable to any order; `gradient` and the result are saved.
     """
-    lengths: Tensor = _Norms.apply(gradient)  # type: ignore[no-untyped-call]
+    lengths: Tensor = _apply_norms(gradient)
     return lengths
 
 

@@ -155,7 +155,7 @@ def select(operation: str, name: str, device: torch.device) -> Any:
     if _known(name, "backend") == AUTO:
         name = default_backend()
     if name == AUTO:
-        only_torch = automatic_names(device.type) == {"torch"}
+        only_torch = len(automatic_names(device.type)) == 1
         return KERNELS[operation, "torch" if only_torch else AUTO]
 
     entry = BACKENDS[name]

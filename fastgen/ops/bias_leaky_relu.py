@@ -9,14 +9,13 @@ from torch.autograd import Function
 
 from . import backend as backends
 from . import checks
-from .gradients import channel_sum, mask, mask_sum, signed, wanted
+from .gradients import applier, channel_sum, is_last_order, mask, mask_sum, wanted
 
 
 class BiasLeakyReLU(Function):
     """leaky_relu(input + bias)."""
 
     @staticmethod
-    @signed
     def forward(input: Tensor, bias: Tensor | None, negative_slope: float, kernels: Any) -> Tensor:
         output: Tensor = kernels.forward(input, bias, negative_slope)
         return output
@@ -41,6 +40,9 @@ class BiasLeakyReLU(Function):
         else:
             grad = mask(grad, None, output, ctx.negative_slope, ctx.kernels)
         return grad if wanted(ctx, 0) else None, grad_bias, None, None
+
+
+_apply = applier(BiasLeakyReLU)
 
 
 def bias_leaky_relu(
@@ -81,5 +83,8 @@ def bias_leaky_relu(
         checks.vector("bias", bias, input.shape[1], "one number per channel (dimension 1 of input)")
 
     kernels = backends.select("bias_leaky_relu", backend, input.device)
-    output: Tensor = BiasLeakyReLU.apply(input, bias, slope, kernels)  # type: ignore[no-untyped-call]
+    if is_last_order():
+        only: Tensor = kernels.forward(input, bias, slope)
+        return only
+    output: Tensor = _apply(input, bias, slope, kernels)
     return output

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .gradients import applier, is_last_order
+
 
 class Casts:
     """The casts that one loss needs, made together from its second evaluation on.
@@ -53,13 +55,15 @@ class Casts:
     def of(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The weight's cast, with its place in the graph whatever the mode at the first use."""
         made = self._made.get(id(weight))
+        if made is not None and made.dtype == dtype and id(weight) in self._seen:
+            return made
         trained = id(weight) in self._trained
         if made is None or made.dtype != dtype:
             group = self._groups[not trained]
             if not any(weight is member for member in group):
                 group = [weight]
             with torch.enable_grad():
-                casts = _Cast.apply(dtype, *group)  # type: ignore[no-untyped-call]
+                casts = _apply(dtype, *group)
             self._made |= zip(map(id, group), casts, strict=True)
             made = self._made[id(weight)]
         self._seen.add(weight, trained)
@@ -73,6 +77,9 @@ class _Seen:
         self.trained: list[Tensor] = []
         self.others: list[Tensor] = []
         self._known: set[int] = set()
+
+    def __contains__(self, weight: int) -> bool:
+        return weight in self._known
 
     def add(self, weight: Tensor, trained: bool) -> None:
         if id(weight) not in self._known:
@@ -108,18 +115,26 @@ class _Cast(Function):
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.dtype = tensors[0].dtype
-        results = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
-        pairs = list(zip(results, tensors, strict=True))
-        small = [pair for pair in pairs if pair[1].numel() < _FILLS_A_GPU]
-        for result, tensor in pairs:
-            if tensor.numel() >= _FILLS_A_GPU:
-                result.copy_(tensor)
-        if small:
-            torch._foreach_copy_([pair[0] for pair in small], [pair[1] for pair in small])
-        return results
+        return _copies(dtype, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         present = [grad for grad in grads if grad is not None]
-        casts = iter(_Cast.apply(ctx.dtype, *present) if present else ())  # type: ignore[no-untyped-call]
+        cast = _copies if is_last_order() else _apply
+        casts = iter(cast(ctx.dtype, *present) if present else ())
         return None, *(None if grad is None else next(casts) for grad in grads)
+
+
+def _copies(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    results = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
+    pairs = list(zip(results, tensors, strict=True))
+    small = [pair for pair in pairs if pair[1].numel() < _FILLS_A_GPU]
+    for result, tensor in pairs:
+        if tensor.numel() >= _FILLS_A_GPU:
+            result.copy_(tensor)
+    if small:
+        torch._foreach_copy_([pair[0] for pair in small], [pair[1] for pair in small])
+    return results
+
+
+_apply = applier(_Cast)

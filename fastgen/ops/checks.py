@@ -49,6 +49,11 @@ def slope(negative_slope: float) -> float:
 
 def pair(name: str, value: int | Sequence[int], *, least: int) -> tuple[int, int]:
     """One integer or two as (vertical, horizontal), none below `least`."""
+    if type(value) is tuple and len(value) == 2:  # what a layer gives, and so most calls
+        vertical, horizontal = value
+        if type(vertical) is int and type(horizontal) is int:  # noqa: SIM102
+            if vertical >= least and horizontal >= least:
+                return value
     values = (value, value) if isinstance(value, int) else tuple(value)
     if len(values) == 1:
         values = (values[0], values[0])

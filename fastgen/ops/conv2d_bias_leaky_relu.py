@@ -10,7 +10,7 @@ from torch import Tensor
 from . import backend as backends
 from . import checks
 from .convolution import convolution
-from .geometry import Geometry, autocast, check
+from .geometry import Geometry, autocast, fitting
 
 
 def conv2d_bias_leaky_relu(
@@ -89,9 +89,9 @@ def conv2d_bias_leaky_relu(
     else:
         paddings = checks.pair("padding", padding, least=0)
     geometry = Geometry(strides, paddings, dilations, groups, False, (0, 0))
-    check(cast_input, cast_weight, cast_bias, geometry)
 
     kernels = backends.select("conv2d_bias_leaky_relu", backend, input.device)
+    kernels = fitting(cast_input, cast_weight, cast_bias, geometry, kernels)
     return convolution(cast_input, cast_weight, cast_bias, slope, geometry, kernels)
 
 

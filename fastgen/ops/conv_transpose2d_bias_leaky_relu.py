@@ -9,7 +9,7 @@ from torch import Tensor
 from . import backend as backends
 from . import checks
 from .convolution import Activation, convolution
-from .geometry import Geometry, autocast, check
+from .geometry import Geometry, autocast, fitting
 
 
 def conv_transpose2d_bias_leaky_relu(
@@ -89,17 +89,18 @@ def conv_transpose2d_bias_leaky_relu(
     strides = checks.pair("stride", stride, least=1)
     dilations = checks.pair("dilation", dilation, least=1)
     output_paddings = checks.pair("output_padding", output_padding, least=0)
-    for added, step, spread in zip(output_paddings, strides, dilations, strict=True):
-        if added >= max(step, spread):
-            raise ValueError(
-                f"output_padding must be below the stride or the dilation "
-                f"(got output_padding {output_paddings}, stride {strides}, dilation {dilations})"
-            )
+    if output_paddings != (0, 0):
+        for added, step, spread in zip(output_paddings, strides, dilations, strict=True):
+            if added >= max(step, spread):
+                raise ValueError(
+                    f"output_padding must be below the stride or the dilation (got output_padding "
+                    f"{output_paddings}, stride {strides}, dilation {dilations})"
+                )
     paddings = checks.pair("padding", padding, least=0)
     geometry = Geometry(strides, paddings, dilations, groups, True, output_paddings)
     cast_input, cast_weight, cast_bias = autocast(input, weight, bias)
-    check(cast_input, cast_weight, cast_bias, geometry)
 
     kernels = backends.select("conv_transpose2d_bias_leaky_relu", backend, input.device)
+    kernels = fitting(cast_input, cast_weight, cast_bias, geometry, kernels)
     activation: Activation = "tanh" if tanh else slope
     return convolution(cast_input, cast_weight, cast_bias, activation, geometry, kernels)

@@ -32,7 +32,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .geometry import Geometry
-from .gradients import MaskKernels, channel_sum, mask, mask_sum, masked, signed, wanted
+from .gradients import (
+    MaskKernels,
+    applier,
+    channel_sum,
+    is_last_order,
+    mask,
+    mask_sum,
+    masked,
+    wanted,
+)
 
 Activation = float | Literal["tanh"]
 """The slope of a leaky ReLU (1 is linear), or the bounded end of a generator."""
@@ -79,7 +88,6 @@ class Convolution(Function):
     """
 
     @staticmethod
-    @signed
     def forward(
         input: Tensor,
         weight: Tensor,
@@ -124,7 +132,7 @@ class Convolution(Function):
             if wanted(ctx, 2):
                 grad_bias = channel_sum(grad)
         elif wanted(ctx, 0):
-            grad_input, grad, grad_bias = LayerGradient.apply(  # type: ignore[no-untyped-call]
+            grad_input, grad, grad_bias = layer_gradient(
                 grad, weight, output, slope, ctx.size, wanted(ctx, 2), *rest
             )
         elif wanted(ctx, 2):
@@ -145,7 +153,6 @@ class LayerGradient(Function):
     """
 
     @staticmethod
-    @signed
     def forward(
         grad: Tensor,
         weight: Tensor,
@@ -156,12 +163,9 @@ class LayerGradient(Function):
         geometry: Geometry,
         kernels: ConvolutionKernels,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        total = None
-        if with_sum:
-            through, total = kernels.mask_sum(grad, output, negative_slope)
-        else:
-            through = kernels.mask(grad, None, output, negative_slope)
-        return kernels.input_gradient(through, weight, size, geometry), through, total
+        return _layer_gradient(
+            grad, weight, output, negative_slope, size, with_sum, geometry, kernels
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -195,7 +199,6 @@ class InputGradient(Function):
     """dgrad(grad, weight)."""
 
     @staticmethod
-    @signed
     def forward(
         grad: Tensor,
         weight: Tensor,
@@ -227,7 +230,6 @@ class WeightGradient(Function):
     """wgrad(input, grad); `weight` gives the shape and layout and takes no gradient."""
 
     @staticmethod
-    @signed
     def forward(
         input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry, kernels: ConvolutionKernels
     ) -> Tensor:
@@ -254,6 +256,10 @@ class WeightGradient(Function):
         return grad_input, grad_grad, None, None, None
 
 
+_apply_convolution, _apply_layer_gradient = applier(Convolution), applier(LayerGradient)
+_apply_input_gradient, _apply_weight_gradient = applier(InputGradient), applier(WeightGradient)
+
+
 def convolution(
     input: Tensor,
     weight: Tensor,
@@ -263,7 +269,9 @@ def convolution(
     kernels: ConvolutionKernels,
 ) -> Tensor:
     """activation(fprop(input, weight) + bias), differentiable to every order."""
-    output: Tensor = Convolution.apply(input, weight, bias, None, activation, geometry, kernels)  # type: ignore[no-untyped-call]
+    if is_last_order():
+        return kernels.forward(input, weight, bias, activation, geometry)
+    output: Tensor = _apply_convolution(input, weight, bias, None, activation, geometry, kernels)
     return output
 
 
@@ -277,10 +285,50 @@ def tangent(
     kernels: ConvolutionKernels,
 ) -> Tensor:
     """mask(fprop(input, weight) + bias; output), differentiable to every order."""
-    result: Tensor = Convolution.apply(  # type: ignore[no-untyped-call]
+    if is_last_order():
+        return kernels.masked_forward(input, weight, bias, output, negative_slope, geometry)
+    result: Tensor = _apply_convolution(
         input, weight, bias, output, negative_slope, geometry, kernels
     )
     return result
+
+
+def layer_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    negative_slope: float,
+    size: tuple[int, int],
+    with_sum: bool,
+    geometry: Geometry,
+    kernels: ConvolutionKernels,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(dgrad(m, w), m, sum of m per channel or None) with m = mask(grad; output); of every
+    order.
+    """
+    apply = _layer_gradient if is_last_order() else _apply_layer_gradient
+    result: tuple[Tensor, Tensor, Tensor | None] = apply(
+        grad, weight, output, negative_slope, size, with_sum, geometry, kernels
+    )
+    return result
+
+
+def _layer_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    negative_slope: float,
+    size: tuple[int, int],
+    with_sum: bool,
+    geometry: Geometry,
+    kernels: ConvolutionKernels,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    total = None
+    if with_sum:
+        through, total = kernels.mask_sum(grad, output, negative_slope)
+    else:
+        through = kernels.mask(grad, None, output, negative_slope)
+    return kernels.input_gradient(through, weight, size, geometry), through, total
 
 
 def input_gradient(
@@ -291,7 +339,9 @@ def input_gradient(
     kernels: ConvolutionKernels,
 ) -> Tensor:
     """dgrad(grad, weight) for an input of height and width `size`; of every order."""
-    output: Tensor = InputGradient.apply(grad, weight, size, geometry, kernels)  # type: ignore[no-untyped-call]
+    if is_last_order():
+        return kernels.input_gradient(grad, weight, size, geometry)
+    output: Tensor = _apply_input_gradient(grad, weight, size, geometry, kernels)
     return output
 
 
@@ -299,5 +349,7 @@ def weight_gradient(
     input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry, kernels: ConvolutionKernels
 ) -> Tensor:
     """wgrad(input, grad) for a weight like `weight`, differentiable to every order."""
-    output: Tensor = WeightGradient.apply(input, grad, weight.detach(), geometry, kernels)  # type: ignore[no-untyped-call]
+    if is_last_order():
+        return kernels.weight_gradient(input, grad, weight, geometry)
+    output: Tensor = _apply_weight_gradient(input, grad, weight.detach(), geometry, kernels)
     return output

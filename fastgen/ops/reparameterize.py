@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from . import backend as backends
 from . import checks
-from .gradients import signed, wanted
+from .gradients import applier, is_last_order, wanted
 
 
 class ScaledNoise(Function):
@@ -21,7 +21,6 @@ class ScaledNoise(Function):
     """
 
     @staticmethod
-    @signed
     def forward(scale: Tensor, logvar: Tensor, seed: Tensor, kernels: Any) -> Tensor:
         result: Tensor = kernels.scaled_noise(scale, logvar, seed)
         return result
@@ -48,7 +47,6 @@ class Reparameterize(Function):
     """z = mu + exp(logvar / 2) * eps(seed)."""
 
     @staticmethod
-    @signed
     def forward(mu: Tensor, logvar: Tensor, seed: Tensor, kernels: Any) -> Tensor:
         z: Tensor = kernels.forward(mu, logvar, seed)
         return z
@@ -72,7 +70,6 @@ class ReparameterizeKL(Function):
     """z as above and kl = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar) per sample."""
 
     @staticmethod
-    @signed
     def forward(mu: Tensor, logvar: Tensor, seed: Tensor, kernels: Any) -> tuple[Tensor, Tensor]:
         pair: tuple[Tensor, Tensor] = kernels.forward_kl(mu, logvar, seed)
         return pair
@@ -88,8 +85,7 @@ class ReparameterizeKL(Function):
         if grad_z is None and grad_kl is None:
             return None, None, None, None
         mu, logvar, seed = ctx.saved_tensors
-        traced = torch.compiler.is_compiling()
-        if not torch.is_grad_enabled() and not traced and wanted(ctx, 0) and wanted(ctx, 1):
+        if is_last_order() and wanted(ctx, 0) and wanted(ctx, 1):
             return *ctx.kernels.backward(grad_z, grad_kl, mu, logvar, seed), None, None
         # With create_graph: the same in pieces that are differentiable themselves.
         grad_mu = grad_z
@@ -110,9 +106,17 @@ def _plus(left: Tensor | None, right: Tensor) -> Tensor:
     return right if left is None else left + right
 
 
+_apply_scaled_noise = applier(ScaledNoise)
+_apply, _apply_kl = applier(Reparameterize), applier(ReparameterizeKL)
+
+
 def scaled_noise(scale: Tensor, logvar: Tensor, seed: Tensor, kernels: Any) -> Tensor:
     """scale * exp(logvar / 2) * eps(seed), differentiable to every order."""
-    result: Tensor = ScaledNoise.apply(scale, logvar, seed, kernels)  # type: ignore[no-untyped-call]
+    result: Tensor
+    if is_last_order():
+        result = kernels.scaled_noise(scale, logvar, seed)
+        return result
+    result = _apply_scaled_noise(scale, logvar, seed, kernels)
     return result
 
 
@@ -151,7 +155,7 @@ def reparameterize(
     """
     _check(mu, logvar)
     kernels = backends.select("reparameterize", backend, mu.device)
-    z: Tensor = Reparameterize.apply(mu, logvar, _seed(seed, generator, mu.device), kernels)  # type: ignore[no-untyped-call]
+    z: Tensor = _apply(mu, logvar, _seed(seed, generator, mu.device), kernels)
     return z
 
 
@@ -189,9 +193,7 @@ def reparameterize_kl(
             "mu must have shape (N, ...) for one divergence per sample (got a 0-dim tensor)"
         )
     kernels = backends.select("reparameterize", backend, mu.device)
-    pair: tuple[Tensor, Tensor] = ReparameterizeKL.apply(  # type: ignore[no-untyped-call]
-        mu, logvar, _seed(seed, generator, mu.device), kernels
-    )
+    pair: tuple[Tensor, Tensor] = _apply_kl(mu, logvar, _seed(seed, generator, mu.device), kernels)
     return pair
 
 

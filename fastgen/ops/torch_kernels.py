@@ -8,6 +8,8 @@ not support the case, the convolution is followed by an epilogue in place.
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,8 @@ from .geometry import Geometry, is_channels_last
 from .gradients import channel_sum
 from .philox import normal
 
+# `torch.ops.aten` takes longer over a call than PyTorch's own bindings, which stand here where they
+# exist.
 aten = torch.ops.aten
 
 
@@ -55,8 +59,7 @@ def activate_(output: Tensor, activation: Activation) -> Tensor:
     if torch.compiler.is_compiling():
         traced: Tensor = aten.leaky_relu(output, activation)
         return traced
-    changed: Tensor = aten.leaky_relu_(output, activation)
-    return changed
+    return F.leaky_relu_(output, activation)
 
 
 def _per_channel(vector: Tensor, tensor: Tensor) -> Tensor:
@@ -68,7 +71,7 @@ def mask(grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: flo
     if shift is not None:
         grad = grad + _per_channel(shift, grad)
     if grad.stride() == output.stride() or torch.compiler.is_compiling():
-        result: Tensor = aten.leaky_relu_backward(grad, output, negative_slope, True)
+        result: Tensor = aten.leaky_relu_backward.default(grad, output, negative_slope, True)
         return result
     # A gradient that arrives in another layout (behind a flatten, say) takes ours in this very
     # pass.
@@ -166,6 +169,13 @@ class TorchConvolution(TorchMask):
     `aten::convolution_backward`.
     """
 
+    known: ClassVar[dict[Hashable, type[TorchConvolution]]] = {}
+
+    @classmethod
+    def narrowed(cls) -> type[TorchConvolution]:
+        """The same: nothing here depends on what came before."""
+        return cls
+
     @staticmethod
     def forward(
         input: Tensor,
@@ -178,7 +188,7 @@ class TorchConvolution(TorchMask):
         # oneDNN has no transposed convolution with an output padding of a stride or more.
         within_stride = output_padding[0] < stride[0] and output_padding[1] < stride[1]
         if not _onednn_takes(input) or not within_stride:
-            output = aten.convolution(
+            output = torch.convolution(
                 input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
             )
             return activate_(output, activation)
@@ -224,7 +234,7 @@ class TorchConvolution(TorchMask):
         # of the right shape and layout for nothing but its metadata.
         stride, padding, dilation, groups, transposed, _ = geometry
         if transposed:
-            result: Tensor = aten.convolution(
+            result: Tensor = torch.convolution(
                 grad, weight, None, stride, padding, dilation, False, [0, 0], groups
             )
             # An output padding of a stride or more (allowed below the dilation) adds rows that no
@@ -237,7 +247,7 @@ class TorchConvolution(TorchMask):
             return _by_phases(grad, weight, None, geometry)
         smallest = geometry.transposed_size(grad, weight)
         missing = [size[0] - smallest[0], size[1] - smallest[1]]
-        result = aten.convolution(
+        result = torch.convolution(
             grad, weight, None, stride, padding, dilation, True, missing, groups
         )
         return result
@@ -252,7 +262,7 @@ class TorchConvolution(TorchMask):
             )
             return wide.to(weight.dtype)
         stride, padding, dilation, groups, transposed, output_padding = geometry
-        result: Tensor = aten.convolution_backward(
+        result: Tensor = aten.convolution_backward.default(
             grad,
             input,
             weight,
@@ -280,7 +290,7 @@ def _by_phases(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geo
     if bias is not None:
         bias = bias.repeat(step * step) if channels_last else bias.repeat_interleave(step * step)
     crop = phases.phase_padding(weight, step, padding)
-    result = aten.convolution(input, dense, bias, [1, 1], crop, [1, 1], True, [0, 0], 1)
+    result = torch.convolution(input, dense, bias, [1, 1], crop, [1, 1], True, [0, 0], 1)
     return phases.shuffle(result, step, channels_last=channels_last)
 
 

@@ -10,26 +10,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .convolution import Activation
 from .fused_kernels import CONVOLUTIONS, DTYPES, FusedKernels, offer_fused
 from .geometry import Geometry, is_channels_last
+from .gradients import is_unwatched
 from .layouts import in_channels_last, is_channels_last_like, ordered_like
 from .routing import allow_tf32, offer
 
 TRITON = ["triton"]
 
 
+_direct: Any = None
+
+
 def operators() -> Any:
-    """`torch.ops.fastgen_triton`, with every operator registered."""
+    """`torch.ops.fastgen_triton`, with every operator registered, or the same functions without
+    the dispatcher where nothing stands between a call and its kernel.
+    """
+    global _direct
+    if not is_compiling() and _direct is not None and is_unwatched():
+        return _direct
     from fastgen.kernels import (  # noqa: F401
         bias_leaky_relu,
         conv2d_bias_leaky_relu,
         conv_transpose2d_bias_leaky_relu,
+        registration,
         reparameterize,
         weight_gradient,
     )
 
+    if not is_compiling():
+        _direct = registration.DIRECT
     return torch.ops.fastgen_triton
 
 

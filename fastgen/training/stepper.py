@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastgen.models import Losses, Model
 from fastgen.ops.casts import Casts
+from fastgen.ops.gradients import returning
 
 from . import obstacles
 from .averaging import WeightAverage
@@ -137,7 +138,8 @@ class Stepper:
     def gradients(self, place: int, batch: Batch) -> tuple[dict[str, Tensor], Gradients]:
         """The losses of one phase, and their gradients in its own parameters."""
         phase, losses = self.phases[place], self._forward(place, batch)
-        gradients = torch.autograd.grad(losses["loss"], phase.parameters, allow_unused=True)
+        with returning(phase.parameters):
+            gradients = torch.autograd.grad(losses["loss"], phase.parameters, allow_unused=True)
         self._watch.look(losses["loss"], gradients)
         if not self._watch.deferred:
             self.check()
