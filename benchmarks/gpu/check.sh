@@ -185,6 +185,18 @@ pause_warming() { # STOP or CONT
 }
 trap stop_warming EXIT
 
+sanitize_pid=
+wait_for_sanitize() {
+  [[ -n $sanitize_pid ]] || return 0
+  wait "$sanitize_pid"
+  local status=$?
+  sanitize_pid=
+  cat "$logs/sanitize.out"
+  local begun=$part_begun
+  finish sanitize $status
+  part_begun=$begun # it ran beside the tests
+}
+
 tests_part() {
   # Only files that hold such tests: others may import what this machine lacks.
   local files options=(-q -m gpu -p no:cacheprovider --durations=5) jobs=()
@@ -195,6 +207,7 @@ tests_part() {
   FASTGEN_REQUIRE_GPU=1 bounded tests 160 "$python" -m pytest "${options[@]}" "${jobs[@]}" "${files[@]}"
   local status=$?
   # Tests of the clock want the device for themselves.
+  wait_for_sanitize
   pause_warming STOP
   FASTGEN_REQUIRE_GPU=1 bounded tests-timing 40 "$python" -m pytest "${options[@]}" tests/bench || status=1
   pause_warming CONT
@@ -204,10 +217,10 @@ tests_part() {
 
 # ---------------------------------------------------------------------------- sanitize
 
-sanitize_part() {
+sanitize_part() { # in a subshell, so that it may run beside the tests
   if ! command -v compute-sanitizer >/dev/null; then
-    finish sanitize 1 "(compute-sanitizer is not there)"
-    return
+    say "sanitize: compute-sanitizer is not there"
+    return 1
   fi
   # torch launches kernels of its own to fill tensors; only ours are watched, which is much faster.
   local filter=() help
@@ -229,13 +242,12 @@ sanitize_part() {
     status=1
   fi
   for tool in memcheck racecheck; do
-    bounded "sanitize-$tool" 50 compute-sanitizer --tool "$tool" "${common[@]}" \
+    bounded "sanitize-$tool" 90 compute-sanitizer --tool "$tool" "${common[@]}" \
       "$python" benchmarks/sanitize_cases.py || status=1
     words=$(grep -E 'SUMMARY|calls of|sanitize_cases:' "$logs/sanitize-$tool.log" | tr '\n' ' ' | cut -c1-240)
     say "sanitize: $tool: ${words:-no summary} (${spent[sanitize-$tool]} s)"
   done
-  unset PYTORCH_NO_CUDA_MEMORY_CACHING
-  finish sanitize $status
+  return $status
 }
 
 # ---------------------------------------------------------------------------- timings
@@ -284,8 +296,12 @@ wanted build && build_part
 if wanted timings && [[ -n $gpu ]] && { wanted tests || wanted sanitize; }; then
   warm_up
 fi
+if wanted sanitize && needs_gpu sanitize; then
+  (sanitize_part) >"$logs/sanitize.out" &
+  sanitize_pid=$!
+fi
 wanted tests && needs_gpu tests && tests_part
-wanted sanitize && needs_gpu sanitize && sanitize_part
+wait_for_sanitize
 wanted timings && needs_gpu timings && timings_part
 
 echo

@@ -30,6 +30,7 @@ from fastgen.files import replace_file
 FORMAT = 1
 Row = dict[str, Any]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+ROUNDS, WARM_UP_S = 11, 0.05  # a hundred rows have to be measured in a few minutes
 WRONG_IN_ANY_DTYPE = min(WRONG.values())
 
 
@@ -134,7 +135,7 @@ class Session:
             del ours, theirs
         del results
         times = timing.measure(
-            working, sets, device=self.device, **({"rounds": 3} if self.tiny else {})
+            working, sets, device=self.device, rounds=3 if self.tiny else ROUNDS, warmup_s=WARM_UP_S
         )
         row["seconds"] = {name: found.median_s for name, found in times.items()}
         row["spread"] = {name: round(found.spread, 4) for name, found in times.items()}
