@@ -102,8 +102,9 @@ def wanted(ctx: Any, index: int) -> bool:
     node = ctx.next_functions[index][0]
     if _returned and type(node).__name__ == "AccumulateGrad":
         leaf = id(node.variable)
-        if any(leaf in leaves for leaves in tuple(_returned.values())):
-            return True
+        for leaves in tuple(_returned.values()):
+            if leaf in leaves:
+                return True
     try:
         return bool(_engine_will_execute(node))
     except (RuntimeError, AttributeError):
