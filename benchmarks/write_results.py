@@ -274,12 +274,54 @@ def gpu_section(results: Results | None) -> str:
         [
             f"{title}\n\n{machine['device']}, driver {machine.get('driver')}, torch "
             f"{machine['torch']}, commit {machine['commit']}, {results['date']}.\n\n{command}\n",
+            *([f"{ceilings_line(results['ceilings'])}\n"] if results.get("ceilings") else []),
             targets.target_table(results) + "\n",
             *groups,
             *(["Not measured, or wrong:\n\n" + "\n".join(f"* {m}" for m in missing) + "\n"]
               if missing else []),
         ]
     )  # fmt: skip
+
+
+def ceilings_line(ceilings: Results) -> str:
+    """What the device does at most, as the same run measured it."""
+    rates = ", ".join(
+        f"{rate / 1e12:.0f} TFLOP/s in {'TF32' if dtype == 'float32' else dtype}"
+        for dtype, rate in ceilings["operations_per_second"].items()
+    )
+    copied = ceilings["copy_bytes_per_second"] / 1e12
+    return (
+        f"Ceilings in the same run: a copy moves {copied:.2f} TB/s, read and written; a matrix "
+        f"product of 8192 rows\nreaches {rates}."
+    )
+
+
+STEP_PEERS = ("eager", "compile reduce-overhead", "jax jit")
+
+
+def gpu_table(results: Results) -> str:
+    """Whole steps and the layer suite on a GPU, over each peer."""
+
+    def over(row: Results, peer: str) -> str:
+        found = targets.speedup(row, peer)
+        return "-" if found is None else f"{found:.2f}x"
+
+    rows = [
+        (f"{row['name']}, {row['dtype']}", f"{1e3 * row['seconds']['fastgen']:.2f}",
+         *(over(row, peer) for peer in STEP_PEERS))
+        for row in targets.rows_of(results, "steps")
+    ]  # fmt: skip
+    head = (f"on {results['machine']['device']}", "ms", *(f"over {peer}" for peer in STEP_PEERS))
+    means = [
+        f"{check.demand.partition(':')[0]} {check.measured:.2f}x ({check.rows} layers)"
+        for check in targets.checks(results)["GAN layer suite, forward + backward"]
+        if check.measured is not None and "mean" in check.demand
+    ]
+    suite = (
+        "\n\nA suite of GAN and VAE layers, forward + backward, over the better of eager and "
+        f"torch.compile, geometric mean:\n{', '.join(means)}."
+    )
+    return table(head, rows) + (suite if means else "")
 
 
 # --- the numbers that matter ---
@@ -319,7 +361,7 @@ def numbers_table(penalty: Results, cpu: Results | None, gpu: Results | None) ->
     text = table(("one CPU core", "faster", "than", "target"), rows)
     if gpu is None or gpu.get("tiny"):
         return f"{text}\n\nNothing has been measured on a GPU."
-    return f"{text}\n\nOn {gpu['machine']['device']}:\n\n{targets.target_table(gpu)}"
+    return f"{text}\n\nWhole training steps on a GPU:\n\n{gpu_table(gpu)}"
 
 
 def _demand(cpu: Results | None, key: str, ours: str, over: str) -> Results | None:
