@@ -80,6 +80,7 @@ UP_ODD: Case = (
     ((2, 16, 5, 7), (16, 24, 3, 3), (24,)),
     {"stride": 2, "padding": 1, "output_padding": 1},
 )
+PICTURE_OUT: Case = (CONV, ((3, 40, 9, 14), (3, 40, 3, 3), (3,)), {"padding": 1})
 WHOLE: Case = (CONV, ((4, 17, 4, 4), (20, 17, 4, 4), (20,)), {})
 UP_FIRST: Case = (UP, ((4, 20, 1, 1), (20, 17, 4, 4), (17,)), {})
 CASES = {
@@ -87,6 +88,7 @@ CASES = {
     "odd": ODD,
     "grouped": GROUPED,
     "point": POINT,
+    "picture-out": PICTURE_OUT,
     "whole": WHOLE,
     "up-edge": UP_EDGE,
     "up-odd": UP_ODD,
