@@ -175,7 +175,7 @@ struct EdgeConvArguments {
   std::int64_t image_stride;                     // from image to image of the input
   int channel_stride, row_stride, column_stride;  // within one
   int weight_strides[4];
-  int channels, height, width, filters, kernel_h, kernel_w, out_height, out_width;
+  int channels, height, width, filters, kernel_w, out_height, out_width;
   int stride_h, stride_w, padding_h, padding_w;
   float slope;
   bool wide;  // every run of the result, and of output, is aligned to 16 bytes and whole
@@ -198,7 +198,7 @@ EdgeConvArguments<T, Plan> edge_conv_arguments(const ImageEdgeConvCall& call, co
   for (int d = 0; d < 4; ++d) a.weight_strides[d] = small(call.weight_strides[d]);
   a.channels = small(call.channels), a.filters = small(call.filters);
   a.height = small(call.height), a.width = small(call.width);
-  a.kernel_h = small(call.kernel_h), a.kernel_w = small(call.kernel_w);
+  a.kernel_w = small(call.kernel_w);
   a.out_height = small(call.out_height), a.out_width = small(call.out_width);
   a.stride_h = small(call.stride_h), a.stride_w = small(call.stride_w);
   a.padding_h = small(call.padding_h), a.padding_w = small(call.padding_w);

@@ -77,7 +77,7 @@ FASTGEN_HD Words4 load_words(const void* address) {
 // Values of a chunk's weights that exist.
 template <typename T>
 FASTGEN_HD int chunk_values(const RowsConvArguments<T>& a, int chunk) {
-  const int filter = a.channels * a.kernel_h * a.kernel_w;
+  const int filter = a.channels * a.plan.kernel_h * a.kernel_w;
   const int channels = kGroup<T> << a.plan.log_channel_warps;
   const int left = a.filters - chunk * channels;
   return (left < channels ? left : channels) * filter;
@@ -87,7 +87,7 @@ template <typename T>
 FASTGEN_HD void copy_raw_weights(const RowsConvArguments<T>& a, int chunk, int thread,
                                  std::uint32_t* raw) {
   constexpr int V = kWideExtent<T>;
-  const int filter = a.channels * a.kernel_h * a.kernel_w;
+  const int filter = a.channels * a.plan.kernel_h * a.kernel_w;
   const T* from = a.weight + static_cast<std::int64_t>(chunk) *
                                  (kGroup<T> << a.plan.log_channel_warps) * filter;
   const int pieces = chunk_values(a, chunk) / V;

@@ -44,6 +44,7 @@ enum class RowsInput : int {
 struct RowsConvPlan {
   bool takes;  // whether the kernel takes the call at all
   RowsInput mode;
+  int kernel_h;   // beside what the arguments of both kernels hold
   int shift;      // bits that dense pieces move up by: 0 or 16
   int steps;      // products of 4 kPerWord terms, twice
   int kept;       // values of a pixel in the patch: its channels, or one more
@@ -179,6 +180,7 @@ RowsConvPlan rows_conv_plan(const ImageEdgeConvCall& call, int multiprocessors, 
   const std::int64_t words = call.kernel_h * row_words;
   const std::int64_t steps = ceil_div(words, 8);
   if (steps > kMostSteps<T>) return plan;
+  plan.kernel_h = static_cast<int>(call.kernel_h);
   plan.kept = static_cast<int>(kept);
   plan.row_words = static_cast<int>(row_words);
   plan.words = static_cast<int>(words);
