@@ -217,26 +217,10 @@ class Router:
         return " or ".join(repr(name) for name in sorted(self.backends or ["auto"]))
 
 
-class ConvolutionRouter(Router):
-    """The kernels of a convolution or a transposed convolution.
+class ConvolutionPasses:
+    """The passes of a convolution or a transposed one, by a `run` that finds their kernels."""
 
-    Attributes:
-        known: the same, narrowed to the shapes of the calls so far (see `geometry.fitting`).
-    """
-
-    def __init__(self, operation: str, backends: Iterable[str] | None = None) -> None:
-        super().__init__(operation, backends)
-        self.known: dict[Hashable, NarrowedConvolution] = {}
-
-    def narrowed(self) -> NarrowedConvolution:
-        """The kernels for tensors of shapes, a dtype and a device that will not change."""
-        return NarrowedConvolution(self)
-
-    def forget(self) -> None:
-        super().forget()
-        for narrowed in self.known.values():  # graphs that are still to be differentiated hold it
-            narrowed.forget()
-        self.known.clear()
+    run: Callable[..., Any]
 
     def forward(
         self,
@@ -288,12 +272,33 @@ class ConvolutionRouter(Router):
         return pair
 
 
-class NarrowedConvolution:
-    """The kernels of a convolution for tensors of known shapes, dtype and device.
+class ConvolutionRouter(ConvolutionPasses, Router):
+    """The kernels of a convolution or a transposed convolution.
+
+    Attributes:
+        known: the same, narrowed to the shapes of the calls so far (see `geometry.fitting`).
+    """
+
+    def __init__(self, operation: str, backends: Iterable[str] | None = None) -> None:
+        super().__init__(operation, backends)
+        self.known: dict[Hashable, NarrowedConvolution] = {}
+
+    def narrowed(self) -> NarrowedConvolution:
+        """The kernels for tensors of shapes, a dtype and a device that will not change."""
+        return NarrowedConvolution(self)
+
+    def forget(self) -> None:
+        super().forget()
+        for narrowed in self.known.values():  # graphs that are still to be differentiated hold it
+            narrowed.forget()
+        self.known.clear()
+
+
+class NarrowedConvolution(ConvolutionPasses):
+    """The kernels of a convolution for one geometry and tensors of known shapes, dtype and device.
 
     A layer, its gradients and theirs ask for passes over tensors of three shapes. What is left to
-    tell calls apart are layouts, so finding a choice costs a third of what a router takes: 2.6 us
-    of one core of an EPYC, four times for a forward and a backward.
+    tell calls apart are layouts, so finding a choice costs a part of what a router takes.
     """
 
     def __init__(self, router: ConvolutionRouter) -> None:
@@ -307,140 +312,21 @@ class NarrowedConvolution:
         """Drop the choices in memory."""
         self._chosen.clear()
 
-    def forward(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: Activation,
-        geometry: Geometry,
-    ) -> Tensor:
+    def run(self, pass_: str, *arguments: Any) -> Any:
+        """Compute the pass; the geometry is the last of its arguments, if it has one."""
         if is_compiling():
-            return self._router.forward(input, weight, bias, activation, geometry)
-        key = (
-            "forward",
-            activation,
-            *(input.stride(), input.storage_offset() % 8),
-            *(weight.stride(), weight.storage_offset() % 8),
-            None if bias is None else (bias.stride(), bias.storage_offset() % 8),
-            _is_deterministic(),
-        )
+            return self._router.run(pass_, *arguments)
+        words: list[Hashable] = [pass_, _is_deterministic()]
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                words += (argument.stride(), argument.storage_offset() % 8 == 0)
+            elif type(argument) is not Geometry:
+                words.append(argument)
+        key = tuple(words)
         run = self._chosen.get(key)
         if run is None:
-            run = self._router.choose(
-                self._chosen, key, "forward", input, weight, bias, activation, geometry
-            )
-        result: Tensor = run(input, weight, bias, activation, geometry)
-        return result
-
-    def masked_forward(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        output: Tensor,
-        negative_slope: float,
-        geometry: Geometry,
-    ) -> Tensor:
-        if is_compiling():
-            return self._router.masked_forward(
-                input, weight, bias, output, negative_slope, geometry
-            )
-        key = (
-            "masked_forward",
-            negative_slope,
-            *(input.stride(), input.storage_offset() % 8),
-            *(weight.stride(), weight.storage_offset() % 8),
-            None if bias is None else (bias.stride(), bias.storage_offset() % 8),
-            *(output.stride(), output.storage_offset() % 8),
-            _is_deterministic(),
-        )
-        run = self._chosen.get(key)
-        if run is None:
-            run = self._router.choose(
-                *(self._chosen, key, "masked_forward"),
-                *(input, weight, bias, output, negative_slope, geometry),
-            )
-        result: Tensor = run(input, weight, bias, output, negative_slope, geometry)
-        return result
-
-    def input_gradient(
-        self, grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
-    ) -> Tensor:
-        if is_compiling():
-            return self._router.input_gradient(grad, weight, size, geometry)
-        key = (
-            "input_gradient",
-            *(grad.stride(), grad.storage_offset() % 8),
-            *(weight.stride(), weight.storage_offset() % 8),
-            _is_deterministic(),
-        )
-        run = self._chosen.get(key)
-        if run is None:
-            run = self._router.choose(
-                self._chosen, key, "input_gradient", grad, weight, size, geometry
-            )
-        result: Tensor = run(grad, weight, size, geometry)
-        return result
-
-    def weight_gradient(
-        self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
-    ) -> Tensor:
-        if is_compiling():
-            return self._router.weight_gradient(input, grad, weight, geometry)
-        key = (
-            "weight_gradient",
-            *(input.stride(), input.storage_offset() % 8),
-            *(grad.stride(), grad.storage_offset() % 8),
-            *(weight.stride(), weight.storage_offset() % 8),
-            _is_deterministic(),
-        )
-        run = self._chosen.get(key)
-        if run is None:
-            run = self._router.choose(
-                self._chosen, key, "weight_gradient", input, grad, weight, geometry
-            )
-        result: Tensor = run(input, grad, weight, geometry)
-        return result
-
-    def mask(
-        self, grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
-    ) -> Tensor:
-        if is_compiling():
-            return self._router.mask(grad, shift, output, negative_slope)
-        key = (
-            "mask",
-            negative_slope,
-            *(grad.stride(), grad.storage_offset() % 8),
-            None if shift is None else (shift.stride(), shift.storage_offset() % 8),
-            *(output.stride(), output.storage_offset() % 8),
-            _is_deterministic(),
-        )
-        run = self._chosen.get(key)
-        if run is None:
-            run = self._router.choose(
-                self._chosen, key, "mask", grad, shift, output, negative_slope
-            )
-        result: Tensor = run(grad, shift, output, negative_slope)
-        return result
-
-    def mask_sum(
-        self, grad: Tensor, output: Tensor, negative_slope: float
-    ) -> tuple[Tensor, Tensor]:
-        if is_compiling():
-            return self._router.mask_sum(grad, output, negative_slope)
-        key = (
-            "mask_sum",
-            negative_slope,
-            *(grad.stride(), grad.storage_offset() % 8),
-            *(output.stride(), output.storage_offset() % 8),
-            _is_deterministic(),
-        )
-        run = self._chosen.get(key)
-        if run is None:
-            run = self._router.choose(self._chosen, key, "mask_sum", grad, output, negative_slope)
-        pair: tuple[Tensor, Tensor] = run(grad, output, negative_slope)
-        return pair
+            run = self._router.choose(self._chosen, key, pass_, *arguments)
+        return run(*arguments)
 
 
 class BiasLeakyReLURouter(Router):
@@ -450,8 +336,8 @@ class BiasLeakyReLURouter(Router):
         result: Tensor = self.run("forward", input, bias, negative_slope)
         return result
 
-    mask = ConvolutionRouter.mask
-    mask_sum = ConvolutionRouter.mask_sum
+    mask = ConvolutionPasses.mask
+    mask_sum = ConvolutionPasses.mask_sum
 
 
 class ReparameterizeRouter(Router):

@@ -144,6 +144,11 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
     return flat.view(INTEGERS[tensor.element_size()][0]).numpy()
 
 
+def round_to_tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """float32 with 10 bits of fraction, as the kernels round it before tensor cores."""
+    return ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
 def result_like(folder: Path, like: torch.Tensor) -> torch.Tensor:
     """What the program wrote as its result, in dtype, shape and strides like a tensor."""
     flat = result(folder, "result", INTEGERS[like.element_size()][1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from host import INTEGERS, build, result, run
+from host import INTEGERS, bits, build, result, round_to_tf32, run
 from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,18 +52,11 @@ def program() -> Path:
     return build("conv2d_bias_leaky_relu_weight", ["conv2d_bias_leaky_relu_weight_host.cpp"])
 
 
-def bits(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory, in its order."""
-    flat = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
-    return flat.view(INTEGERS[tensor.element_size()][0]).numpy()
-
-
 def rounded(tensor: Tensor) -> Tensor:
     """As the tensor cores take it."""
     if tensor.dtype != torch.float32:
         return tensor.double()
-    whole = tensor.contiguous().view(torch.int32)
-    return ((whole + 0x1000) & ~0x1FFF).view(torch.float32).double()
+    return round_to_tf32(tensor.contiguous()).double()
 
 
 def gradient(x: Tensor, g: Tensor, kernel, stride, padding) -> Tensor:

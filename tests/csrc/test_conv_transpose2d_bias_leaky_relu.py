@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from host import build, result, run
-from torch import Tensor
+from host import bits, build, result, round_to_tf32, run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -47,16 +46,6 @@ class Plan:
 @pytest.fixture(scope="module")
 def program() -> Path:
     return build("conv_transpose2d_bias_leaky_relu", ["conv_transpose2d_bias_leaky_relu_host.cpp"])
-
-
-def bits(tensor: Tensor) -> np.ndarray:
-    """The tensor's storage, in the order of memory."""
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return flat.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16).numpy()
-
-
-def round_to_tf32(tensor: Tensor) -> Tensor:
-    return ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def check(
