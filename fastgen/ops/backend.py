@@ -149,14 +149,13 @@ def _require(entry: Backend) -> None:
 def select(operation: str, name: str, device: torch.device) -> Any:
     """The kernels that compute `operation` on `device`.
 
-    ``"auto"`` takes plain PyTorch where nothing else can run, else the router, which picks per
-    shape; a backend named explicitly is taken or refused, never replaced.
+    ``"auto"`` is the router, which picks per shape; a backend named explicitly is taken or refused,
+    never replaced.
     """
     if _known(name, "backend") == AUTO:
         name = default_backend()
     if name == AUTO:
-        only_torch = len(automatic_names(device.type)) == 1
-        return KERNELS[operation, "torch" if only_torch else AUTO]
+        return KERNELS[operation, AUTO]
 
     entry = BACKENDS[name]
     _require(entry)

@@ -160,9 +160,11 @@ def wins(*arguments: Any) -> bool:
     operand, weight, geometry = arguments[0], arguments[1], arguments[-1]
     if operand.dtype not in (torch.float32, torch.bfloat16) or not _measured(weight, geometry):
         return False
-    one_tap = weight.shape[2] * weight.shape[3] == 1
-    contiguous = not is_channels_last(operand, weight)
-    return not one_tap or contiguous or operand.dtype == torch.float32
+    if weight.shape[2] * weight.shape[3] > 1:
+        return True
+    if operand.dtype == torch.float32:
+        return len(operand) > 1  # for one picture PyTorch has a product, 1.3 to 6 times as fast
+    return not is_channels_last(operand, weight)
 
 
 def masked_forward_wins(

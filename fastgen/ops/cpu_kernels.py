@@ -15,8 +15,10 @@ from torch import Tensor
 from . import cpu_image_edge, cpu_winograd, image_edge
 from .compiled import operators
 from .compiled_kernels import CONV, TRANSPOSED
+from .cpu_matrix_product import forward_is_product
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
 from .routing import offer
+from .torch_convolution import stands_apart
 
 FUSED = FusedKernels(operators)
 
@@ -63,6 +65,20 @@ def _noise_wins(*arguments: Any) -> bool:
     return logvar.dtype in FAST or logvar.dtype == torch.float16
 
 
+def _epilogue_wins(*arguments: Any) -> bool:
+    """Elsewhere oneDNN has the epilogue inside."""
+    input, weight, geometry = arguments[0], arguments[1], arguments[-1]
+    return (
+        input.dtype in FAST
+        and stands_apart(input, weight, geometry)
+        and not forward_is_product(*arguments)
+    )
+
+
+_APART = (
+    "transposed with groups or dilation, to a size that is no multiple of the stride, or "
+    f"contiguous with stride 1, {_FAST}"
+)
 _EDGE = "image edge (C++)"
 _PICTURE = "1 to 4 channels on one side, kernel to 7, stride to 2, " + _FAST
 for _operations, _pass, _run, _wins, _only in (
@@ -100,6 +116,7 @@ offer_fused(
         "mask": (_mask_wins, "bfloat16; float32 with a shift or from 1 MiB"),
         "mask_sum": (_mask_sum_wins, _FAST),
         "noise": (_noise_wins, f"{_FAST}, float16"),
-        "convolution": (_never, "by name only"),  # oneDNN has the epilogue inside
+        "convolution": (_epilogue_wins, _APART),
+        "plain": (_never, "by name only"),
     },
 )

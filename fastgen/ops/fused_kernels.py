@@ -16,11 +16,11 @@ from torch import Tensor
 from .convolution import Activation
 from .geometry import Geometry
 from .layouts import is_dense, ordered_like, same_order
-from .routing import always, offer
-from .torch_kernels import TorchConvolution, activate_
+from .routing import CONVOLUTIONS, always, offer
+from .torch_bias_leaky_relu import activate_
+from .torch_convolution import PASSES, WAYS, linear
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CONVOLUTIONS = ("conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu")
 
 
 class FusedKernels:
@@ -82,9 +82,9 @@ class FusedKernels:
         activation: Activation,
         geometry: Geometry,
     ) -> Tensor:
-        if activation == "tanh":
-            return activate_(_linear(input, weight, bias, geometry), activation)
-        return self.activate_(_linear(input, weight, None, geometry), bias, activation)
+        slope = 1.0 if activation == "tanh" else activation
+        output = self.activate_(linear(input, weight, None, geometry), bias, slope)
+        return activate_(output, activation) if activation == "tanh" else output
 
     def activate_(self, fresh: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
         """Bias and leaky ReLU in place, on a tensor that nobody else holds."""
@@ -106,7 +106,7 @@ class FusedKernels:
         negative_slope: float,
         geometry: Geometry,
     ) -> Tensor:
-        result = _linear(input, weight, None, geometry)
+        result = linear(input, weight, None, geometry)
         return self.mask_(result, bias, output, negative_slope)
 
     def mask_(
@@ -153,14 +153,6 @@ class FusedKernels:
             grad_z, grad_kl, mu, logvar, seed
         )
         return pair
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    stride, padding, dilation, groups, transposed, output_padding = geometry
-    # PyTorch's own binding: `torch.ops.aten` takes a third longer over nine arguments.
-    return torch.convolution(
-        input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
-    )
 
 
 def _agreeing(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,15 +211,15 @@ def offer_fused(
         also_plain: passes of convolutions that these backends leave to PyTorch.
         dtypes: that the operators take.
         expected: whether a candidate should win unmeasured, and in words when, by kind:
-            ``"activation"``, ``"mask"``, ``"mask_sum"``, ``"noise"`` and ``"convolution"``. A kind
-            that is not named should.
+            ``"activation"``, ``"mask"``, ``"mask_sum"``, ``"noise"``, ``"convolution"`` and
+            ``"plain"``. A kind that is not named should.
     """
     bias = ("bias_leaky_relu",)
     every = (*bias, *CONVOLUTIONS)
     noise = ("reparameterize",)
     one_pass = f"one pass ({mark})"
     epilogue, masked = f"convolution + epilogue ({mark})", f"convolution + mask ({mark})"
-    entries: list[tuple[str, str, tuple[str, ...], str, Callable[..., Any]]] = [
+    entries: list[tuple[str, str, Iterable[str], str, Callable[..., Any]]] = [
         # kind, name, operations, pass, what computes it
         ("activation", one_pass, bias, "forward", kernels.bias_leaky_relu),
         ("mask", one_pass, every, "mask", kernels.mask),
@@ -239,10 +231,11 @@ def offer_fused(
         ("convolution", epilogue, CONVOLUTIONS, "forward", kernels.convolution),
         ("convolution", masked, CONVOLUTIONS, "masked_forward", kernels.masked_convolution),
     ]
-    for pass_ in also_plain:
-        plain = getattr(TorchConvolution, pass_)
-        entries.append(("convolution", "plain convolution", CONVOLUTIONS, pass_, plain))
     backends, fits, wins = list(backends), computes_in(dtypes), expected or {}
     for kind, name, operations, pass_, run in entries:
         win, when = wins.get(kind, (always, ""))
         offer(name, backends, operations, [pass_], run, fits=fits, expected=win, when=when)
+    for pass_ in also_plain:
+        win, when = wins.get("plain", (always, ""))
+        offer("plain convolution", backends, CONVOLUTIONS, [pass_], PASSES[pass_],
+              fits=fits, expected=win, when=when, narrow=WAYS[pass_])  # fmt: skip

@@ -32,6 +32,7 @@ from .route_table import Route, table_of
 # What `torch.backends.cudnn.conv.fp32_precision` asks, by way of four objects.
 _precision = torch._C._get_fp32_precision_getter
 _is_deterministic = torch.are_deterministic_algorithms_enabled
+_uses_onednn = torch._C._get_mkldnn_enabled
 
 
 def always(*_: Any) -> bool:
@@ -51,6 +52,8 @@ class Candidate:
         expected: whether it should win unmeasured when backends compete; takes the arguments of
             the pass.
         when: the same in words, for `fastgen info --routes`; empty where it always should.
+        narrow: from the arguments of a call, what `run` does for all calls that the router does
+            not tell apart; None: there is nothing to find out. Not asked while a graph is traced.
     """
 
     name: str
@@ -59,8 +62,10 @@ class Candidate:
     run: Callable[..., Any]
     expected: Callable[..., bool] = always
     when: str = ""
+    narrow: Callable[..., Callable[..., Any]] | None = None
 
 
+CONVOLUTIONS = ("conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu")
 _CONVOLUTION = (
     "forward",
     "masked_forward",
@@ -71,8 +76,7 @@ _CONVOLUTION = (
 )
 PASSES = {
     "bias_leaky_relu": ("forward", "mask", "mask_sum"),
-    "conv2d_bias_leaky_relu": _CONVOLUTION,
-    "conv_transpose2d_bias_leaky_relu": _CONVOLUTION,
+    **dict.fromkeys(CONVOLUTIONS, _CONVOLUTION),
     "reparameterize": ("forward", "forward_kl", "scaled_noise", "backward"),
 }
 """What an operation is made of; the arguments are those of the routers' methods."""
@@ -93,9 +97,10 @@ def offer(
     fits: Callable[..., bool] = always,
     expected: Callable[..., bool] = always,
     when: str = "",
+    narrow: Callable[..., Callable[..., Any]] | None = None,
 ) -> None:
     """Enter a candidate for every pass of every operation named."""
-    candidate = Candidate(name, frozenset(backends), fits, run, expected, when)
+    candidate = Candidate(name, frozenset(backends), fits, run, expected, when, narrow)
     order = list(backend.BACKENDS)
     for operation in operations:
         for pass_ in passes:
@@ -139,7 +144,7 @@ class Router:
                 *arguments
             )
         # Every call comes by here: one flat key, built in place.
-        words: list[Hashable] = [pass_, _is_deterministic()]
+        words: list[Hashable] = [pass_, _is_deterministic(), _uses_onednn()]
         for argument in arguments:
             if isinstance(argument, Tensor):
                 words += (
@@ -164,9 +169,10 @@ class Router:
     ) -> Callable[..., Any]:
         """What runs for a call, kept in `memory` if it stands for the calls to come."""
         chosen, final = self._choose(pass_, arguments)
+        run = chosen.run if chosen.narrow is None else chosen.narrow(*arguments)
         if final:
-            memory[key] = chosen.run
-        return chosen.run
+            memory[key] = run
+        return run
 
     def forget(self) -> None:
         """Drop the choices in memory."""
@@ -316,7 +322,7 @@ class NarrowedConvolution(ConvolutionPasses):
         """Compute the pass; the geometry is the last of its arguments, if it has one."""
         if is_compiling():
             return self._router.run(pass_, *arguments)
-        words: list[Hashable] = [pass_, _is_deterministic()]
+        words: list[Hashable] = [pass_, _is_deterministic(), _uses_onednn()]
         for argument in arguments:
             if isinstance(argument, Tensor):
                 words += (argument.stride(), argument.storage_offset() % 8 == 0)
@@ -375,7 +381,7 @@ ROUTERS: dict[str, type[Router]] = {
 }
 for _operation, _router in ROUTERS.items():
     backend.register(_operation, backend.AUTO, _router(_operation))
-    for _name in ("cuda", "triton", "cpp"):
+    for _name in backend.BACKENDS:
         backend.register(_operation, _name, _router(_operation, [_name]))
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .convolution import Activation
-from .fused_kernels import CONVOLUTIONS, DTYPES, FusedKernels, offer_fused
+from .fused_kernels import DTYPES, FusedKernels, offer_fused
 from .geometry import Geometry, is_channels_last
 from .gradients import is_unwatched
 from .layouts import in_channels_last, is_channels_last_like, ordered_like
-from .routing import allow_tf32, offer
+from .routing import CONVOLUTIONS, allow_tf32, offer
 
 TRITON = ["triton"]
 

@@ -11,10 +11,10 @@ from convolution_cases import LAYOUTS, SLOPES, tensors
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastgen
-from fastgen.ops import backend, image_edge, reference, routing
+from fastgen.ops import backend, image_edge, reference, routing, torch_convolution
 from fastgen.ops.geometry import Geometry
 from fastgen.ops.layouts import same_order
-from fastgen.ops.torch_kernels import TorchConvolution
+from fastgen.ops.torch_bias_leaky_relu import TorchMask
 
 CONV, UP = "conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"
 
@@ -59,8 +59,9 @@ def stand_in(monkeypatch):
             counted(pass_, getattr(image_edge, pass_)),
             fits=getattr(image_edge, f"takes_{pass_}"),
         )
+    plain = {**torch_convolution.PASSES, "mask": TorchMask.mask, "mask_sum": TorchMask.mask_sum}
     for pass_ in routing.PASSES[CONV]:
-        routing.offer("plain", ["cpp"], [CONV, UP], [pass_], getattr(TorchConvolution, pass_))
+        routing.offer("plain", ["cpp"], [CONV, UP], [pass_], plain[pass_])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accuracy import assert_as_accurate_as_torch
 from convolution_cases import LAYOUTS
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastgen.ops import matrix_product
+import fastgen
+from fastgen.ops import backend, matrix_product, reference, routing, torch_convolution
 from fastgen.ops.geometry import Geometry
-from fastgen.ops.torch_kernels import TorchConvolution
 
 # (picture's channels, its height and width, the map's channels, kernel, stride)
 WHOLE = [(6, (4, 3), 5, (4, 3), 1), (3, (2, 2), 7, (2, 2), 2), (1, (5, 5), 4, (5, 5), 3)]
@@ -43,11 +45,11 @@ def test_every_pass_is_pytorchs_in_its_layout(case: tuple, layout: str, transpos
     assert matrix_product.takes_weight_gradient(input, grad, weight, geometry)
     pairs = [
         (matrix_product.fprop(input, weight, geometry),
-         TorchConvolution.forward(input, weight, None, 1.0, geometry)),
+         torch_convolution.forward(input, weight, None, 1.0, geometry)),
         (matrix_product.input_gradient(grad, weight, size, geometry),
-         TorchConvolution.input_gradient(grad, weight, size, geometry)),
+         torch_convolution.input_gradient(grad, weight, size, geometry)),
         (matrix_product.weight_gradient(input, grad, weight, geometry),
-         TorchConvolution.weight_gradient(input, grad, weight, geometry)),
+         torch_convolution.weight_gradient(input, grad, weight, geometry)),
     ]  # fmt: skip
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -82,11 +84,15 @@ def test_operands_that_would_be_copied_are_left_alone() -> None:
     assert not matrix_product.takes_fprop(input[:0], weight, geometry)
 
 
-def test_deterministic_algorithms_want_another_way() -> None:
+def test_deterministic_algorithms_want_another_way_on_a_gpu() -> None:
     input, weight, _, geometry = tensors(WHOLE[0], "channels_last", False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_gpu = torch.empty_like(input, device="cuda"), torch.empty_like(weight, device="cuda")
+    assert matrix_product.takes_fprop(*on_gpu, geometry)
     torch.use_deterministic_algorithms(True)
     try:
-        assert not matrix_product.takes_fprop(input, weight, geometry)
+        assert not matrix_product.takes_fprop(*on_gpu, geometry)
+        assert matrix_product.takes_fprop(input, weight, geometry)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -94,3 +100,56 @@ def test_deterministic_algorithms_want_another_way() -> None:
 def test_a_layer_in_the_middle_of_a_picture_is_no_product() -> None:
     input, weight, _, geometry = tensors((6, (8, 8), 5, (4, 4), 2), "channels_last", False)
     assert not matrix_product.takes_fprop(input, weight, geometry)
+
+
+def passes(case: tuple, layout: str, transposed: bool) -> dict[str, tuple]:
+    """The arguments of every pass, by its name."""
+    input, weight, grad, geometry = tensors(case, layout, transposed)
+    input, weight, grad = input.float(), weight.float(), grad.float()
+    bias = torch.randn(weight.shape[1 if transposed else 0])
+    return {
+        "forward": (input, weight, bias, 0.2, geometry),
+        "masked_forward": (input, weight, bias, grad, 0.2, geometry),
+        "input_gradient": (grad, weight, (input.shape[2], input.shape[3]), geometry),
+        "weight_gradient": (input, grad, weight, geometry),
+    }
+
+
+def chosen(pass_: str, arguments: tuple, transposed: bool) -> str:
+    """The candidate that `auto` runs on a CPU."""
+    operation = routing.CONVOLUTIONS[transposed]
+    router = backend.KERNELS[operation, backend.AUTO]
+    return router._by_rule(router.candidates(pass_, *arguments), pass_, arguments).name
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_cpu_multiplies_where_the_kernel_is_as_large_as_the_picture(layout, transposed) -> None:
+    wide = (32, (4, 4), 16, (4, 4), 1)
+    for name, arguments in passes(wide, layout, transposed).items():
+        assert chosen(name, arguments, transposed) == "matrix product (PyTorch)"
+    for name, arguments in passes(wide, layout, transposed).items():
+        padded = arguments[-1]._replace(padding=(1, 1))
+        assert "matrix product" not in chosen(name, (*arguments[:-1], padded), transposed)
+
+
+def test_a_cpu_multiplies_few_pixels_by_a_kernel_of_one_and_leaves_many_to_onednn() -> None:
+    for side, product in ((18, True), (19, False)):  # of three pictures
+        case = (32, (side, side), 48, (1, 1), 1)
+        for name, arguments in passes(case, "channels_last", False).items():
+            assert ("matrix product" in chosen(name, arguments, False)) == product
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv2d", "conv_transpose2d"])
+def test_the_layers_of_a_cpu_stay_as_accurate(transposed, layout, dtype) -> None:
+    case = (48, (4, 4), 33, (4, 4), 1)
+    input, weight, _, _ = tensors(case, layout, transposed)
+    bias = torch.randn(weight.shape[1 if transposed else 0])
+    name = routing.CONVOLUTIONS[transposed]
+    assert_as_accurate_as_torch(
+        getattr(fastgen.ops, name),
+        getattr(reference, name),
+        [t.to(dtype) for t in (input, weight, bias)],
+    )

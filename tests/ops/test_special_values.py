@@ -15,9 +15,8 @@ from cpu_backends import BACKENDS
 from torch import Tensor
 
 import fastgen
-from fastgen.ops import reference
+from fastgen.ops import reference, torch_convolution
 from fastgen.ops.geometry import Geometry
-from fastgen.ops.torch_kernels import TorchConvolution
 
 INFINITY, NAN = float("inf"), float("nan")
 SUBNORMAL = 1e-40  # in float32 and bfloat16
@@ -190,7 +189,7 @@ def test_a_weight_gradient_of_one_column_takes_no_foreign_memory(
         high, low = (_within_poison(torch.randn(shape).bfloat16()) for shape in shapes)
         w = torch.randn(16, 16, kernel, kernel).bfloat16()
         operands = (low, high) if transposed else (high, low)
-        gradient = TorchConvolution.weight_gradient(*operands, w, geometry)
+        gradient = torch_convolution.weight_gradient(*operands, w, geometry)
         assert gradient.isfinite().all()
 
 

@@ -8,9 +8,8 @@ import torch
 from convolution_cases import LAYOUTS
 from torch import Tensor
 
-from fastgen.ops import image_edge, reference, turned_edge
+from fastgen.ops import image_edge, reference, torch_convolution, turned_edge
 from fastgen.ops.geometry import Geometry
-from fastgen.ops.torch_kernels import TorchConvolution
 
 # (channels read, channels written, height, width, kernel, padding)
 CASES = [
@@ -49,12 +48,12 @@ def test_every_pass_is_pytorchs(case: tuple, layout: str) -> None:
     pairs = [
         (turned_edge.forward(x, w, b, 0.2, geometry), exact),
         (turned_edge.input_gradient(g, w, size, geometry),
-         TorchConvolution.input_gradient(g, w, size, geometry)),
+         torch_convolution.input_gradient(g, w, size, geometry)),
     ]  # fmt: skip
     assert turned_edge.takes_weight_gradient(x, g, w, geometry) == (layout == "channels_last")
     if layout == "channels_last":
         found = turned_edge.weight_gradient(x, g, w, geometry)
-        pairs.append((found, TorchConvolution.weight_gradient(x, g, w, geometry)))
+        pairs.append((found, torch_convolution.weight_gradient(x, g, w, geometry)))
         assert found.stride() == w.stride()
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
