@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compiled, image_edge, matrix_product, turned_edge
+from . import compiled, image_edge, matrix_product
 from .compiled import operators
 from .convolution import Activation
 from .fused_kernels import FusedKernels, computes, offer_fused
 from .geometry import Geometry
 from .layouts import is_channels_last_like
 from .routing import offer
+from .turned_edge import TurnedEdge
 
 CONV, TRANSPOSED = "conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"
 
@@ -164,10 +165,10 @@ offer(_EDGE, ["cuda"], [CONV, TRANSPOSED], ["input_gradient"], image_edge.input_
       fits=_takes(image_edge.takes_input_gradient))  # fmt: skip
 offer(_EDGE, ["cuda"], [CONV, TRANSPOSED], ["weight_gradient"], image_edge.weight_gradient,
       fits=_takes(image_edge.takes_weight_gradient))  # fmt: skip
+_turned = TurnedEdge(image_edge)
 for _pass in ("forward", "input_gradient", "weight_gradient"):
-    offer("image edge, turned round (CUDA)", ["cuda"], [CONV], [_pass],
-          getattr(turned_edge, _pass),
-          fits=_takes(getattr(turned_edge, f"takes_{_pass}")))  # fmt: skip
+    offer("image edge, turned round (CUDA)", ["cuda"], [CONV], [_pass], getattr(_turned, _pass),
+          fits=_takes(getattr(_turned, f"takes_{_pass}")))  # fmt: skip
 _PRODUCT = "matrix product (CUDA)"
 offer(_PRODUCT, ["cuda"], [CONV, TRANSPOSED], ["forward"], _product, fits=_takes(_product_fits))
 offer(_PRODUCT, ["cuda"], [CONV, TRANSPOSED], ["masked_forward"], _product_masked,

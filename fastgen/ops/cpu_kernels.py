@@ -19,6 +19,7 @@ from .cpu_matrix_product import forward_is_product
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
 from .routing import offer
 from .torch_convolution import stands_apart
+from .turned_edge import TurnedEdge
 
 FUSED = FusedKernels(operators)
 
@@ -93,6 +94,16 @@ for _operations, _pass, _run, _wins, _only in (
     _fits = getattr(cpu_image_edge, f"takes_{_pass}")
     offer(_EDGE, ["cpp"], _operations, [_pass], _run, fits=_fits, expected=_wins,
           when=_PICTURE + _only)  # fmt: skip
+_turned = TurnedEdge(cpu_image_edge)
+for _pass, _wins, _only in (
+    ("forward", cpu_image_edge.turned_forward_wins, ""),
+    ("input_gradient", cpu_image_edge.turned_input_gradient_wins,
+     "; bfloat16 in channels_last: to 63 channels or from 10 taps"),
+    ("weight_gradient", cpu_image_edge.turned_weight_gradient_wins, ""),
+):  # fmt: skip
+    offer("image edge, turned round (C++)", ["cpp"], [CONV], [_pass], getattr(_turned, _pass),
+          fits=getattr(_turned, f"takes_{_pass}"), expected=_wins,
+          when=f"into 1 to 4 channels, kernel 2 to 7, stride 1, {_FAST}{_only}")  # fmt: skip
 _WIDE = (
     "3x3 with stride 1 or 4x4 with stride 2, channels_last, 32 or more channels on both sides, "
     f"multiples of 16, {_FAST}"

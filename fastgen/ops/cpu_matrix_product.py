@@ -35,37 +35,39 @@ def _product_masked(
     return mask_(matrix_product.fprop(input, weight, geometry, bias), output, negative_slope)
 
 
-PRODUCT_PIXELS = 1024
-"""Of all maps, to which a 1x1 convolution is faster as a product; with more of them oneDNN is."""
+LEAST = 4096
+"""Multiplications from which a product gains on the time that its call takes."""
 
 
-def _product_pays(operand: Tensor, weight: Tensor) -> bool:
+def _pays(operand: Tensor, weight: Tensor) -> bool:
     """Whether a product should be faster than oneDNN: where the kernel covers the picture, 1.5 to
-    17 times on one core, float32 and bfloat16, batches of 1 to 64.
+    17 times on one core, float32 and bfloat16, batches of 1 to 64. One tap over larger pictures
+    takes oneDNN from half to twice as long.
     """
-    pixels = len(operand) * operand.shape[2] * operand.shape[3]
+    one_tap = weight.shape[2] * weight.shape[3] == 1
     return (
         not torch.compiler.is_compiling()
         and operand.device.type == "cpu"
         and operand.dtype in (torch.float32, torch.bfloat16, torch.float64)
-        and (weight.shape[2] * weight.shape[3] > 1 or pixels <= PRODUCT_PIXELS)
+        and not (one_tap and operand.shape[2] * operand.shape[3] > 1)
+        and len(operand) * weight.numel() >= LEAST
     )
 
 
 def forward_is_product(*arguments: Any) -> bool:
     """Of the arguments of a forward or a masked one."""
     input, weight, geometry = arguments[0], arguments[1], arguments[-1]
-    return _product_pays(input, weight) and matrix_product.takes_fprop(input, weight, geometry)
+    return _pays(input, weight) and matrix_product.takes_fprop(input, weight, geometry)
 
 
 def _input_gradient_is_product(*arguments: Any) -> bool:
     grad, weight, _, _ = arguments
-    return _product_pays(grad, weight) and matrix_product.takes_input_gradient(*arguments)
+    return _pays(grad, weight) and matrix_product.takes_input_gradient(*arguments)
 
 
 def _weight_gradient_is_product(*arguments: Any) -> bool:
     input, _, weight, _ = arguments
-    return _product_pays(input, weight) and matrix_product.takes_weight_gradient(*arguments)
+    return _pays(input, weight) and matrix_product.takes_weight_gradient(*arguments)
 
 
 PRODUCTS: dict[str, tuple[Callable[..., Tensor], Callable[..., bool]]] = {

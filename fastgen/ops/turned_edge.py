@@ -12,6 +12,8 @@ gradients are that one's.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,32 +22,81 @@ from .convolution import Activation
 from .geometry import Geometry, is_channels_last
 
 
-def forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: Activation,
-    geometry: Geometry,
-) -> Tensor:
-    """activation(fprop(input, weight) + bias)."""
-    return image_edge.forward(
-        input, _exchanged(weight).flip(2, 3), bias, activation, _turned(weight, geometry)
-    )
+class TurnedEdge:
+    """The passes, by the transposed image-edge convolution of `edge`.
 
+    Args:
+        edge: `image_edge` on a GPU, `cpu_image_edge` on a CPU.
+    """
 
-def input_gradient(
-    grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
-) -> Tensor:
-    """dgrad(grad, weight) for an input of height and width `size`."""
-    return image_edge.input_gradient(
-        grad, _exchanged(weight).flip(2, 3), size, _turned(weight, geometry)
-    )
+    def __init__(self, edge: Any) -> None:
+        self._edge = edge
 
+    def forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        geometry: Geometry,
+    ) -> Tensor:
+        """activation(fprop(input, weight) + bias)."""
+        output: Tensor = self._edge.forward(
+            input, _exchanged(weight).flip(2, 3), bias, activation, _turned(weight, geometry)
+        )
+        return output
 
-def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """wgrad(input, grad) in the layout of `weight`."""
-    turned = image_edge.weight_gradient(input, grad, _exchanged(weight), _turned(weight, geometry))
-    return torch.empty_like(weight).copy_(_exchanged(turned.flip(2, 3)))
+    def input_gradient(
+        self, grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
+    ) -> Tensor:
+        """dgrad(grad, weight) for an input of height and width `size`."""
+        result: Tensor = self._edge.input_gradient(
+            grad, _exchanged(weight).flip(2, 3), size, _turned(weight, geometry)
+        )
+        return result
+
+    def weight_gradient(
+        self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
+    ) -> Tensor:
+        """wgrad(input, grad) in the layout of `weight`."""
+        turned: Tensor = self._edge.weight_gradient(
+            input, grad, _exchanged(weight), _turned(weight, geometry)
+        )
+        return torch.empty_like(weight).copy_(_exchanged(turned.flip(2, 3)))
+
+    # --- which calls these are ---
+
+    def takes_forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        geometry: Geometry,
+    ) -> bool:
+        return _takes(input, weight, geometry) and bool(
+            self._edge.takes_forward(
+                input, _exchanged(weight), bias, activation, _turned(weight, geometry)
+            )
+        )
+
+    def takes_input_gradient(
+        self, grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
+    ) -> bool:
+        return _takes(grad, weight, geometry) and bool(
+            self._edge.takes_input_gradient(
+                grad, _exchanged(weight), size, _turned(weight, geometry)
+            )
+        )
+
+    def takes_weight_gradient(
+        self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
+    ) -> bool:
+        return _takes(input, weight, geometry) and bool(
+            self._edge.takes_weight_gradient(
+                input, grad, _exchanged(weight), _turned(weight, geometry)
+            )
+        )
 
 
 def _exchanged(weight: Tensor) -> Tensor:
@@ -56,35 +107,6 @@ def _turned(weight: Tensor, geometry: Geometry) -> Geometry:
     (top, left), (height, width) = geometry.padding, weight.shape[2:]
     padding = (height - 1 - top, width - 1 - left)
     return geometry._replace(padding=padding, transposed=True)
-
-
-# --- which calls these are ---
-
-
-def takes_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: Activation,
-    geometry: Geometry,
-) -> bool:
-    return _takes(input, weight, geometry) and image_edge.takes_forward(
-        input, _exchanged(weight), bias, activation, _turned(weight, geometry)
-    )
-
-
-def takes_input_gradient(
-    grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
-) -> bool:
-    return _takes(grad, weight, geometry) and image_edge.takes_input_gradient(
-        grad, _exchanged(weight), size, _turned(weight, geometry)
-    )
-
-
-def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    return _takes(input, weight, geometry) and image_edge.takes_weight_gradient(
-        input, grad, _exchanged(weight), _turned(weight, geometry)
-    )
 
 
 def _takes(tensor: Tensor, weight: Tensor, geometry: Geometry) -> bool:

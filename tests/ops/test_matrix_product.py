@@ -133,11 +133,16 @@ def test_a_cpu_multiplies_where_the_kernel_is_as_large_as_the_picture(layout, tr
         assert "matrix product" not in chosen(name, (*arguments[:-1], padded), transposed)
 
 
-def test_a_cpu_multiplies_few_pixels_by_a_kernel_of_one_and_leaves_many_to_onednn() -> None:
-    for side, product in ((18, True), (19, False)):  # of three pictures
+def test_a_cpu_multiplies_single_pixels_and_leaves_larger_pictures_of_one_tap_to_onednn() -> None:
+    for side, product in ((1, True), (2, False)):
         case = (32, (side, side), 48, (1, 1), 1)
         for name, arguments in passes(case, "channels_last", False).items():
             assert ("matrix product" in chosen(name, arguments, False)) == product
+
+
+def test_a_cpu_multiplies_nothing_that_is_done_before_a_product_is_called() -> None:
+    for name, arguments in passes((4, (4, 4), 16, (4, 4), 1), "channels_last", False).items():
+        assert "matrix product" not in chosen(name, arguments, False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

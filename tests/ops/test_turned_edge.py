@@ -8,8 +8,9 @@ import torch
 from convolution_cases import LAYOUTS
 from torch import Tensor
 
-from fastgen.ops import image_edge, reference, torch_convolution, turned_edge
+from fastgen.ops import image_edge, reference, torch_convolution
 from fastgen.ops.geometry import Geometry
+from fastgen.ops.turned_edge import TurnedEdge
 
 # (channels read, channels written, height, width, kernel, padding)
 CASES = [
@@ -18,6 +19,7 @@ CASES = [
     (6, 4, 5, 8, (1, 1), (0, 0)),
     (7, 2, 8, 5, (5, 2), (0, 1)),
 ]
+TURNED = TurnedEdge(image_edge)
 
 
 @pytest.fixture(autouse=True)
@@ -42,17 +44,17 @@ def tensors(case: tuple, layout: str) -> tuple[Tensor, Tensor, Tensor, Tensor, G
 def test_every_pass_is_pytorchs(case: tuple, layout: str) -> None:
     x, w, b, g, geometry = tensors(case, layout)
     size = (x.shape[2], x.shape[3])
-    assert turned_edge.takes_forward(x, w, b, 0.2, geometry)
-    assert turned_edge.takes_input_gradient(g, w, size, geometry)
+    assert TURNED.takes_forward(x, w, b, 0.2, geometry)
+    assert TURNED.takes_input_gradient(g, w, size, geometry)
     exact = reference.conv2d_bias_leaky_relu(x, w, b, padding=geometry.padding)
     pairs = [
-        (turned_edge.forward(x, w, b, 0.2, geometry), exact),
-        (turned_edge.input_gradient(g, w, size, geometry),
+        (TURNED.forward(x, w, b, 0.2, geometry), exact),
+        (TURNED.input_gradient(g, w, size, geometry),
          torch_convolution.input_gradient(g, w, size, geometry)),
     ]  # fmt: skip
-    assert turned_edge.takes_weight_gradient(x, g, w, geometry) == (layout == "channels_last")
+    assert TURNED.takes_weight_gradient(x, g, w, geometry) == (layout == "channels_last")
     if layout == "channels_last":
-        found = turned_edge.weight_gradient(x, g, w, geometry)
+        found = TURNED.weight_gradient(x, g, w, geometry)
         pairs.append((found, torch_convolution.weight_gradient(x, g, w, geometry)))
         assert found.stride() == w.stride()
     for ours, theirs in pairs:
@@ -74,18 +76,18 @@ def test_every_pass_is_pytorchs(case: tuple, layout: str) -> None:
 def test_what_does_not_turn_round_is_left_alone(change: dict) -> None:
     x, w, b, g, geometry = tensors(CASES[0], "channels_last")
     geometry, size = geometry._replace(**change), (x.shape[2], x.shape[3])
-    assert not turned_edge.takes_forward(x, w, b, 0.2, geometry)
-    assert not turned_edge.takes_input_gradient(g, w, size, geometry)
-    assert not turned_edge.takes_weight_gradient(x, g, w, geometry)
+    assert not TURNED.takes_forward(x, w, b, 0.2, geometry)
+    assert not TURNED.takes_input_gradient(g, w, size, geometry)
+    assert not TURNED.takes_weight_gradient(x, g, w, geometry)
 
 
 def test_layers_that_read_a_picture_are_the_other_kernels() -> None:
     x, w, b, _, geometry = tensors((3, 3, 9, 7, (3, 3), (1, 1)), "channels_last")
     assert image_edge.takes_forward(x, w, b, 0.2, geometry)
-    assert not turned_edge.takes_forward(x, w, b, 0.2, geometry)
+    assert not TURNED.takes_forward(x, w, b, 0.2, geometry)
 
 
 def test_the_input_decides_the_layout() -> None:
     x, w, b, _, geometry = tensors(CASES[0], "channels_last")
-    assert turned_edge.takes_forward(x, w.contiguous(), b, 0.2, geometry)
-    assert not turned_edge.takes_forward(x.contiguous(), w, b, 0.2, geometry)
+    assert TURNED.takes_forward(x, w.contiguous(), b, 0.2, geometry)
+    assert not TURNED.takes_forward(x.contiguous(), w, b, 0.2, geometry)
