@@ -16,8 +16,8 @@ from .conversion import share, slope_of, with_activation
 class LinearLeakyReLU(nn.Linear):
     r"""leaky_relu(x W^T + b): :class:`torch.nn.Linear` with the activation inside.
 
-    The product is PyTorch's; bias and activation are :func:`fastgen.ops.bias_leaky_relu`, which
-    saves the output alone. Takes the arguments of :class:`torch.nn.Linear` and has its state_dict
+    The product is PyTorch's, on a CPU with the bias; the rest is
+    :func:`fastgen.ops.bias_leaky_relu`, which saves the output alone. Takes the arguments of :class:`torch.nn.Linear` and has its state_dict
     keys. Input of shape (*, in_features), output (*, out_features); gradients of any order.
 
     Args:
@@ -33,6 +33,8 @@ class LinearLeakyReLU(nn.Linear):
         if self.negative_slope == 1:
             return super().forward(input)
         input, weight, bias = autocast(input, self.weight, self.bias)
+        if input.device.type == "cpu":  # a product there adds a bias for nothing
+            return bias_leaky_relu(F.linear(input, weight, bias), None, self.negative_slope)
         product = F.linear(input, weight)
         bias = None if bias is None else bias.to(product.dtype)
         rows = product.reshape(-1, self.out_features)
