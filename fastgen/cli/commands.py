@@ -85,7 +85,9 @@ _of_run = partial(_option, "Run")
     "fastgen train wgan\n\n"
     "fastgen train vae --data mnist:~/mnist --latent-dim 32 --run runs/mnist-vae\n\n"
     "fastgen train gan --data ~/faces --loss relativistic --regularizer r1:1,r2:1\n\n"
-    "The same command again continues the run; a larger --steps continues a finished one."
+    "torchrun --nproc_per_node=4 -m -- fastgen train wgan --data ~/faces --run runs/faces\n\n"
+    "The same command again continues the run; a larger --steps continues a finished one. Started "
+    "by torchrun, several processes train together, each on a GPU or a part of the CPU's cores."
 )
 def train(
     model: Annotated[
@@ -119,7 +121,8 @@ def train(
             "--batch-size",
             metavar="N",
             min=1,
-            help=f"Images in a batch. [dim]\\[default: {COMMON['batch_size']}][/dim]",
+            help="Images in a batch, of all processes together. "
+            f"[dim]\\[default: {COMMON['batch_size']}][/dim]",
         ),
     ] = None,
     image_size: Annotated[
@@ -254,36 +257,44 @@ def train(
     }
     with one_line_for_each_failure():
         from fastgen.data import AffineJitter
+        from fastgen.training.processes import find_processes
         from fastgen.training.summary import describe
         from fastgen.training.trainer import Trainer
 
-        with wrong_input():
-            settings, splits = with_data(resolve(model, given))
-            warn(f"skipped {path}: {reason}" for path, reason in splits.train.skipped)
-            network = build_model(settings)
+        processes = find_processes()
+        with wrong_input(), processes.together():
+            with processes.gate():
+                settings, splits = with_data(resolve(model, given))
+                network = build_model(settings)
+            if processes.is_first:
+                warn(f"skipped {path}: {reason}" for path, reason in splits.train.skipped)
             if dry_run:
-                typer.echo(describe(network, settings, splits))
+                if processes.is_first:
+                    typer.echo(describe(network, settings, splits))
                 return
-            folder = RunFolder(run or next_run(RUNS, settings))
-            folder.check(settings)
-            trainer = Trainer(
-                network,
-                splits.train,
-                batch_size=settings["batch_size"],
-                seed=settings["seed"],
-                device=device,
-                precision=settings["precision"],
-                capture=capture,
-                lr=settings["lr"],
-                betas=tuple(settings["betas"]),
-                ema_decay=settings.get("ema"),
-                augment=AffineJitter() if settings.get("augment") else None,
-                run=folder.path,
-                settings=settings,
-                held_out=splits.held_out,
-                sample_every=sample_every,
-                checkpoint_every=checkpoint_every,
-            )
+            # The others come by when the first has made the next one already.
+            folder = RunFolder(Path(processes.tell(str(run or next_run(RUNS, settings)))))
+            with processes.gate():
+                if processes.is_first:
+                    folder.check(settings)
+                trainer = Trainer(
+                    network,
+                    splits.train,
+                    batch_size=settings["batch_size"],
+                    seed=settings["seed"],
+                    device=device,
+                    precision=settings["precision"],
+                    capture=capture,
+                    lr=settings["lr"],
+                    betas=tuple(settings["betas"]),
+                    ema_decay=settings.get("ema"),
+                    augment=AffineJitter() if settings.get("augment") else None,
+                    run=folder.path,
+                    settings=settings,
+                    held_out=splits.held_out,
+                    sample_every=sample_every,
+                    checkpoint_every=checkpoint_every,
+                )
         shown = {
             "run": folder.path,
             **given,
@@ -293,10 +304,11 @@ def train(
             "checkpoint_every": checkpoint_every,
         }
         with one_line_for_an_interrupt(_command(model, shown)):
-            if not trainer.fit(settings["steps"]):
+            if not trainer.fit(settings["steps"]) and processes.is_first:
                 done = f"{folder.path} has its {settings['steps']} steps already"
                 typer.echo(f"{done}: give a larger --steps to go on")
-    _say_where(folder, settings["steps"])
+    if processes.is_first:
+        _say_where(folder, settings["steps"])
 
 
 @app.command(
@@ -327,7 +339,10 @@ def sample(
         from fastgen.training.devices import resolve_device
         from fastgen.training.loading import load_run
         from fastgen.training.pictures import DrawsImages, interpolations, save_png, tiles
+        from fastgen.training.processes import is_first_process
 
+        if not is_first_process():
+            return
         what = "interpolation" if interpolate else "sample"
         path = out if out is not None else run / f"{what}-seed{seed}.png"
         if path.suffix.lower() != ".png" or path.is_dir():
@@ -364,8 +379,11 @@ def evaluate(
         from fastgen.training.devices import resolve_device
         from fastgen.training.evaluation import evaluate as measure
         from fastgen.training.loading import load_run
+        from fastgen.training.processes import is_first_process
         from fastgen.training.report import write_report
 
+        if not is_first_process():
+            return
         loaded = load_run(run, device=resolve_device("auto"))
         warn(loaded.complaints)
         splits = load(loaded.settings["data"], image_size=loaded.settings["image_size"])
@@ -515,11 +533,26 @@ def _print_tables(tables: list[Any]) -> None:
 
 def _command(model: str, options: dict[str, Any]) -> str:
     """The command line that continues a run, options at their defaults left out."""
-    words = ["fastgen", "train", model]
+    words = [*_program(), "train", model]
     for option, value in options.items():
         if value is not None and value != OUTPUT_DEFAULTS.get(option):
             words += ["--" + option.replace("_", "-"), str(value)]
     return shlex.join(words)
+
+
+def _program() -> list[str]:
+    """How this command is started: by torchrun where there are several processes."""
+    count, here = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if count == "1":
+        return ["fastgen"]
+    # Several machines have options of torchrun that are not known here.
+    return [
+        "torchrun",
+        f"--nproc_per_node={here}" if count == here else "...",
+        "-m",
+        "--",
+        "fastgen",
+    ]
 
 
 def _say_where(folder: RunFolder, step: int) -> None:

@@ -22,9 +22,12 @@ def warn_line(line: str) -> None:
     warn([line])
 
 
-def fail(message: object, code: int) -> typer.Exit:
-    """The exit to raise; its line is printed."""
-    typer.echo(f"fastgen: {message}", err=True)
+def fail(message: object, code: int, *, for_all: bool = False) -> typer.Exit:
+    """The exit to raise; its line is printed, by the first process alone if it is for all."""
+    from fastgen.training.processes import is_first_process
+
+    if not for_all or is_first_process():
+        typer.echo(f"fastgen: {message}", err=True)
     return typer.Exit(code)
 
 
@@ -47,14 +50,19 @@ def one_line_for_each_failure() -> Iterator[None]:
     from fastgen.training.checkpoint import CheckpointError
     from fastgen.training.finite import NonFiniteLoss
     from fastgen.training.graphs import CaptureError
+    from fastgen.training.processes import OtherProcessFailed, ProcessesError
     from fastgen.training.run_folder import FolderInUse
 
     try:
         yield
     except (BackendUnavailable, FolderInUse) as error:
         raise fail(error, 2) from error
-    except (CaptureError, CheckpointError, NonFiniteLoss) as error:
+    except ProcessesError as error:
+        raise fail(error, 2, for_all=True) from error
+    except CheckpointError as error:
         raise fail(error, 1) from error
+    except (CaptureError, NonFiniteLoss, OtherProcessFailed) as error:
+        raise fail(error, 1, for_all=True) from error
     except ModuleNotFoundError as error:
         hint = 'pip install "fastgen-kernels[train]"'
         raise fail(f"{error.name} is not installed: {hint}", 1) from error
@@ -72,7 +80,7 @@ def one_line_for_an_interrupt(command: str) -> Iterator[None]:
         yield
     except Interrupted as stop:
         message = f"{stop}, saved in {stop.checkpoint}. To go on:\n  {command}"
-        raise fail(message, stop.exit_code) from stop
+        raise fail(message, stop.exit_code, for_all=True) from stop
     except KeyboardInterrupt as stop:
         raise fail(
             f"stopped at once. To go on from the last checkpoint:\n  {command}", 130

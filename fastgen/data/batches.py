@@ -33,8 +33,8 @@ class Batches:
     Position q of the stream belongs to epoch q // N; the epoch's order is a permutation of the N
     images, a function of (seed, epoch). Batch k takes positions k B .. (k + 1) B - 1. So each epoch
     visits every image exactly once, a batch may straddle epochs (and may be larger than the set),
-    and a resumed run sees the same batches as an uninterrupted one. Of P processes, process r takes
-    batches r, r + P, r + 2 P, ...
+    and a resumed run sees the same batches as an uninterrupted one. Of P processes that train
+    together, process r takes the r-th of P equal parts of every batch.
 
     Bytes travel to the device and become floats there. To CUDA they go from pinned memory, without
     waiting for the device.
@@ -89,7 +89,10 @@ class Batches:
 
     def batch(self, index: int) -> Batch:
         """Batch `index` >= 0 of the stream, on the device."""
-        positions = self.positions(index)
+        return self.at(self.positions(index))
+
+    def at(self, positions: NDArray[np.int64]) -> Batch:
+        """The images at these positions of the dataset as a batch, on the device."""
         # While they are bytes; and not by `contiguous`, which leaves one channel the strides of
         # NCHW: a convolution whose weight is not channels_last would go on in that layout.
         pixels = self._move(self.dataset.gather(positions)).to(memory_format=self.memory_format)

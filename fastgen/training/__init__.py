@@ -6,6 +6,8 @@
     ConfigMismatch    a run folder belongs to another configuration
     CheckpointError   a checkpoint could not be written, or none can be read
     CaptureError      a step that had to run in a CUDA graph cannot
+    ProcessesError    several processes cannot train together
+    OtherProcessFailed  another process of a training failed, and says why
     evaluate          a trained model's numbers on images it has not seen
     load_run          the model of a run folder, with its averaged weights
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .graphs import CaptureError
     from .interrupt import Interrupted
     from .loading import load_run
+    from .processes import OtherProcessFailed, ProcessesError
     from .run_folder import ConfigMismatch
     from .trainer import Trainer
 
@@ -34,6 +37,8 @@ __all__ = [
     "ConfigMismatch",
     "Interrupted",
     "NonFiniteLoss",
+    "OtherProcessFailed",
+    "ProcessesError",
     "Trainer",
     "evaluate",
     "load_run",
@@ -45,6 +50,8 @@ _MODULES = {
     "ConfigMismatch": "run_folder",
     "Interrupted": "interrupt",
     "NonFiniteLoss": "finite",
+    "OtherProcessFailed": "processes",
+    "ProcessesError": "processes",
     "Trainer": "trainer",
     "evaluate": "evaluation",
     "load_run": "loading",

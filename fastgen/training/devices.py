@@ -7,13 +7,16 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from .processes import own_gpu
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that a name means here; ``"auto"`` is a CUDA GPU, or the CPU where there is none.
 
-    A GPU is ready for use then, its default generator included, which torch makes no earlier.
+    Of several processes each has a GPU of its own where none is named: ``cuda:LOCAL_RANK``. A GPU
+    is ready for use then, its default generator included, which torch makes no earlier.
 
     Raises:
         ValueError: there is no such device.
@@ -26,7 +29,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if found.type != "cuda":
         return found
     count = torch.cuda.device_count() if cuda else 0
-    index = found.index or 0
+    index = found.index if found.index is not None else own_gpu() if count else 0
+    if found.index is None and index >= count > 0:
+        raise ValueError(
+            f"process {index} of this machine has no GPU to itself: {count} CUDA GPUs are visible "
+            f"to torch, so start at most {count} processes (torchrun --nproc_per_node={count})"
+        )
     if index >= count:
         raise ValueError(f"device {device!r} is not there: {count} CUDA GPUs are visible to torch")
     torch.cuda.init()  # type: ignore[no-untyped-call]

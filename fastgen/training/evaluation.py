@@ -191,6 +191,7 @@ def feature_classifier(
                 seed=recipe.seed,
                 device=device,
                 progress=False,
+                processes="one",  # also where a script asks in one process of several
             ).fit(recipe.steps)
         write_checkpoint(path, Checkpoint({"model": classifier.state_dict()}, {"recipe": known}))
     classifier.load_state_dict(read_checkpoint(path).tensors["model"])

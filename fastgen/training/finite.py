@@ -29,11 +29,14 @@ class NonFiniteLoss(ArithmeticError):
         step: the step, counted from 1 as in the log.
         module: the qualified name of the first module that returned a non-finite number, or None
             when every module's output was finite (then the loss itself is the source).
+        process: the rank of the process whose numbers these are, where several train together.
     """
 
-    def __init__(self, phase: str, step: int, module: str | None, message: str) -> None:
+    def __init__(
+        self, phase: str, step: int, module: str | None, message: str, process: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.phase, self.step, self.module = phase, step, module
+        self.phase, self.step, self.module, self.process = phase, step, module, process
 
 
 class FiniteWatch:
@@ -103,20 +106,25 @@ class FiniteWatch:
 
 
 def explain(
-    model: nn.Module, phase: str, moment: Moment, rerun: Callable[[], Losses]
+    model: nn.Module,
+    phase: str,
+    moment: Moment,
+    rerun: Callable[[], Losses],
+    process: int | None = None,
 ) -> NonFiniteLoss:
     """Run a phase again, watching every module, and return the error that names the source."""
     with _first_non_finite_module(model) as found:
         losses = rerun()
     values = ", ".join(f"{name} {float(value.detach()):.6g}" for name, value in losses.items())
     module, source = found[0] if found else (None, _source_outside(losses["loss"]))
-    step = moment.step + 1
+    step, where = moment.step + 1, "" if process is None else f" on process {process}"
     return NonFiniteLoss(
         phase,
         step,
         module,
-        f"training stopped at step {step}: phase {phase!r} is no longer finite ({values}). "
+        f"training stopped at step {step}: phase {phase!r} is no longer finite{where} ({values}). "
         f"{source} A lower learning rate, a stronger regularizer or fp32 may help.",
+        process,
     )
 
 
@@ -144,7 +152,7 @@ def _first_non_finite_module(model: nn.Module) -> Iterator[list[tuple[str, str]]
 def _watch(name: str, found: list[tuple[str, str]]) -> Callable[[nn.Module, object, object], None]:
     # Hooks run as modules return, so an inner module is found before the ones around it.
     def hook(module: nn.Module, inputs: object, outputs: object) -> None:
-        if not found and not _all_finite(outputs):
+        if not found and not all_finite(outputs):
             found.append((name, f"{_source_inside(name, module, inputs)}."))
 
     return hook
@@ -153,18 +161,19 @@ def _watch(name: str, found: list[tuple[str, str]]) -> Callable[[nn.Module, obje
 def _source_inside(name: str, module: nn.Module, inputs: object) -> str:
     what = f"The first module to return a non-finite number is {name} ({type(module).__name__})"
     weights = [
-        key for key, weight in module.named_parameters(recurse=False) if not _all_finite(weight)
+        key for key, weight in module.named_parameters(recurse=False) if not all_finite(weight)
     ]
     if weights:
         return f"{what}, whose {' and '.join(weights)} no longer is finite"
-    if not _all_finite(inputs):
+    if not all_finite(inputs):
         return f"{what}, whose inputs already were not finite"
     return f"{what}, from finite inputs"
 
 
-def _all_finite(value: object) -> bool:
+def all_finite(value: object) -> bool:
+    """Whether every number in the tensors of nested tuples and lists is finite."""
     if isinstance(value, Tensor):
         return bool(value.detach().isfinite().all())
     if isinstance(value, (tuple, list)):
-        return all(map(_all_finite, value))
+        return all(map(all_finite, value))
     return True

@@ -22,13 +22,9 @@ HOOKS = (
 )
 
 
-def of_processes() -> str | None:
-    """Several processes that train together."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        count = distributed.get_world_size()
-        return f"{count} processes train together" if count > 1 else None
-    return None
+def of_processes(count: int) -> str | None:
+    """Several processes that train together: they exchange things through the host."""
+    return f"{count} processes train together" if count > 1 else None
 
 
 def of_optimizer(name: str, optimizer: torch.optim.Optimizer) -> str | None:

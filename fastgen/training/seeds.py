@@ -1,4 +1,4 @@
-"""All randomness of a training step as a function of (seed, step)."""
+"""All randomness of a training step as a function of (seed, step), and of the process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ PICTURES = 2**32 - 1
 """The "step" from which the noise of pictures comes, one that no training reaches."""
 
 
-def step_seed(seed: int, step: int, phase: int = 0, repetition: int = 0) -> int:
-    """A 64-bit seed for one run of one phase.
+def step_seed(seed: int, step: int, phase: int = 0, repetition: int = 0, rank: int = 0) -> int:
+    """A 64-bit seed for one run of one phase in one process; the first has those of one alone.
 
     NumPy's SeedSequence hashes (seed; step, phase, repetition), so neighbors have nothing in
     common: with seed + step, run 0 would repeat run 1's noise one step later.
     """
-    sequence = np.random.SeedSequence(seed, spawn_key=(step, phase, repetition))
+    key = (step, phase, repetition, rank) if rank else (step, phase, repetition)
+    sequence = np.random.SeedSequence(seed, spawn_key=key)
     return int(sequence.generate_state(1, np.uint64)[0])
 
 

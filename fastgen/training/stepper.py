@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +18,16 @@ from fastgen.ops.gradients import returning
 from . import obstacles
 from .averaging import WeightAverage
 from .checkpoint import Checkpoint
-from .finite import FiniteWatch, Moment, explain
+from .finite import FiniteWatch, Moment, NonFiniteLoss, all_finite, explain
 from .graphs import Graphs
 from .inputs import Batch, Inputs, StaticBatch, make_inputs
 from .packing import pack, unpack
+from .processes import BatchSource, Gradients, Processes
 from .seeds import seed_generators, step_seed
 from .step_graphs import WARM_UP, StepGraphs
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Gradients = list[Tensor | None]
 T = TypeVar("T")
-
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """Anything that gives batch number 0, 1, 2 ... as a function of the number alone."""
-
-    def batch(self, index: int) -> Batch:
-        """The batch of this number."""
 
 
 class Stepper:
@@ -57,12 +49,13 @@ class Stepper:
         augment: Callable[[Tensor], Tensor] | None,
         updates: str,
         average: WeightAverage | None,
+        processes: Processes,
         graphs: Graphs | None = None,
         graphs_required: bool = False,
     ) -> None:
         self._model, self._batches, self._device, self._seed = model, batches, device, seed
         self._dtype, self._run_phases, self._average = dtype, UPDATES[updates], average
-        self._augment = augment
+        self._augment, self._processes = augment, processes
         self.phases = model.phases()
         self.optimizers = [optimizer(phase.parameters) for phase in self.phases]
         self._casts = [Casts(phase.parameters) for phase in self.phases]
@@ -91,7 +84,7 @@ class Stepper:
             )
 
     def run(self, step: int) -> int:
-        """Run step 0, 1, 2 ...; returns how many images it was trained on.
+        """Run step 0, 1, 2 ...; returns how many images it was trained on, in all processes.
 
         Raises:
             NonFiniteLoss: on the CPU, before the bad update. Elsewhere see `check`.
@@ -103,6 +96,7 @@ class Stepper:
             self._numbers = obstacles.numbers_in(self._model)
 
         self._run_phases(self, step)
+        self._processes.equalize(self._model.buffers())
         if self._average is not None:
             self._average.reach(step + 1)
             self.play("average", self._average.follow)
@@ -112,8 +106,9 @@ class Stepper:
         """Wait for the device; raise NonFiniteLoss if anything since the last check was bad."""
         moment = self._watch.first()
         if moment is not None:
-            phase = self.phases[moment.phase].name
-            raise explain(self._model, phase, moment, lambda: self._losses_of(moment))
+            raise self._processes.blame(
+                partial(self._explain, moment), lambda: self._is_source(moment)
+            )
 
     def play(self, name: str, work: Callable[[], T]) -> T:
         """Run a part of the step that needs neither batch nor noise."""
@@ -131,19 +126,22 @@ class Stepper:
         if inputs is not None:
             return self._replay(name, lambda: work(inputs.read()), seed)
         batch, self._fitted = self._batch(index), False
-        self._sizes[index] = len(batch.images)
         seed()
         return self.graphs.eagerly(lambda: work(batch))
 
     def gradients(self, place: int, batch: Batch) -> tuple[dict[str, Tensor], Gradients]:
         """The losses of one phase, and their gradients in its own parameters."""
         phase, losses = self.phases[place], self._forward(place, batch)
-        with returning(phase.parameters):
-            gradients = torch.autograd.grad(losses["loss"], phase.parameters, allow_unused=True)
-        self._watch.look(losses["loss"], gradients)
+        found, gradients = self._processes.average(
+            {name: value.detach() for name, value in losses.items()},
+            phase.parameters,
+            self._own_gradients(place, losses),
+            len(batch.images),
+        )
+        self._watch.look(found["loss"], gradients)
         if not self._watch.deferred:
             self.check()
-        named = {f"{phase.name}/{name}": value.detach() for name, value in losses.items()}
+        named = {f"{phase.name}/{name}": value for name, value in found.items()}
         return named, list(map(_in_layout_of, phase.parameters, gradients))
 
     def update(self, place: int, gradients: Gradients) -> None:
@@ -168,6 +166,7 @@ class Stepper:
 
         def work(batch: Batch) -> dict[str, Tensor]:
             losses, gradients = self.gradients(moment.phase, batch)
+            self._seed_update(moment)
             self.update(moment.phase, gradients)
             return losses
 
@@ -187,6 +186,7 @@ class Stepper:
             gradients.append(found)
 
         def work() -> None:
+            self._seed_update(Moment(step, 0, 0))
             for place in places:
                 self.update(place, gradients[place])
 
@@ -238,6 +238,21 @@ class Stepper:
         with autocast, shared:
             return self.phases[place].loss(images, batch.labels)
 
+    def _own_gradients(self, place: int, losses: Losses) -> Gradients:
+        """The gradients of this process's losses."""
+        parameters = self.phases[place].parameters
+        with returning(parameters):
+            return torch.autograd.grad(losses["loss"], parameters, allow_unused=True)
+
+    def _explain(self, moment: Moment, process: int | None) -> NonFiniteLoss:
+        phase = self.phases[moment.phase].name
+        return explain(self._model, phase, moment, lambda: self._losses_of(moment), process)
+
+    def _is_source(self, moment: Moment) -> bool:
+        """Whether this process's own numbers of a moment are not finite."""
+        losses = self._losses_of(moment)
+        return not all_finite([losses["loss"], *self._own_gradients(moment.phase, losses)])
+
     def _losses_of(self, moment: Moment) -> Losses:
         """The losses of one moment, as often as asked the same."""
         batch = self._batch(self._index(moment))
@@ -250,14 +265,22 @@ class Stepper:
 
     def _batch(self, index: int) -> StaticBatch:
         if index not in self._drawn:
-            images, labels = (batch := self._batches.batch(index)).images, batch.labels
+            batch, self._sizes[index] = self._processes.take(self._batches, index)
+            images, labels = batch.images, batch.labels
             self._drawn[index] = StaticBatch(
                 images.to(self._device), None if labels is None else labels.to(self._device)
             )
         return self._drawn[index]
 
     def _seed_noise(self, moment: Moment) -> None:
-        seed_generators(step_seed(self._seed, *moment), self._device)
+        seed_generators(step_seed(self._seed, *moment, self._processes.rank), self._device)
+
+    def _seed_update(self, moment: Moment) -> None:
+        # What an optimizer or a constraint draws must be the same in all processes, or their
+        # weights would part; no process has this number.
+        if self._processes.count > 1:
+            seed = step_seed(self._seed, *moment, self._processes.count)
+            seed_generators(seed, self._device)
 
     def _after_step(self, place: int, *, ours: bool) -> None:
         # What is not ours may do more than compute, so it is never part of a recording.
@@ -291,7 +314,7 @@ class Stepper:
     def _obstacle(self) -> str | None:
         pairs = zip(self.phases, self.optimizers, strict=True)
         reasons = chain(
-            [obstacles.of_processes(), obstacles.of_hooks(self._model)],
+            [obstacles.of_processes(self._processes.count), obstacles.of_hooks(self._model)],
             (obstacles.of_optimizer(phase.name, optimizer) for phase, optimizer in pairs),
         )
         if self._recording is None and self.graphs.steps == WARM_UP + 1:

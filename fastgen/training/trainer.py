@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +20,17 @@ from .devices import move, resolve_device
 from .graphs import graphs_for
 from .interrupt import Interrupted, answering_signals
 from .log import Record, RunLog
+from .processes import BatchSource, Processes, find_processes
 from .progress import Meter, Progress
 from .recorder import Recorder
 from .run_folder import RunFolder, Settings
 from .seeds import PICTURES, own_generators, seed_generators, step_seed
-from .stepper import UPDATES, BatchSource, OptimizerFactory, Stepper
+from .stepper import UPDATES, OptimizerFactory, Stepper
 
 Action = Callable[[int], None]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CAPTURES = ("auto", "off", "on")
+PROCESSES: dict[str, Callable[[], Processes]] = {"auto": find_processes, "one": Processes}
 
 
 class Trainer:
@@ -46,14 +50,20 @@ class Trainer:
     numbers are not disturbed. The loop waits for the device only at log points, pictures and
     checkpoints.
 
+    **Several processes** train one model together where torchrun started them, or where the caller
+    has initialized a process group: each computes its part of every batch, gradients and losses are
+    averaged, the first one writes. Every process makes the same trainer and calls the same methods.
+    See ``docs/processes.md``.
+
     Args:
         model: lists its phases; it is moved to the device, its 4-d weights to channels_last.
         data: a dataset of images, or any source of numbered batches. The phases of a step share
             its batches: a phase with `repeats` = k runs on k of them, the others on the first.
-        batch_size: images in a batch, when `data` is a dataset.
+        batch_size: images in a batch, when `data` is a dataset; of all processes together.
         seed: what all randomness of the training derives from. The weights at the start are the
             caller's: call ``torch.manual_seed`` before building the model.
         device: ``"auto"`` (a CUDA GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+            Of several processes each takes a GPU of its own unless one is named.
         precision: ``"fp32"``, or ``"bf16"``: losses run under autocast, weights stay float32.
         capture: whether steps on a GPU are recorded in CUDA graphs, after three ordinary ones, and
             replayed: a step then costs a few launches instead of some thousand. The numbers are the
@@ -74,6 +84,7 @@ class Trainer:
         log_every, sample_every, checkpoint_every: in steps; the last step has them all.
         keep: how many checkpoints stay, the newest ones.
         progress: a bar on a terminal, elsewhere a line for each log point.
+        processes: ``"auto"``: with the others, if there are any; ``"one"``: this process by itself.
 
     Attributes:
         step: how many steps are done.
@@ -109,14 +120,17 @@ class Trainer:
         checkpoint_every: int = 250,
         keep: int = 3,
         progress: bool = True,
+        processes: str = "auto",
     ) -> None:
         _one_of("precision", precision, PRECISIONS)
         _one_of("updates", updates, UPDATES)
         _one_of("capture", capture, CAPTURES)
+        _one_of("processes", processes, PROCESSES)
         _at_least(0, seed=seed)
         _at_least(1, keep=keep, log_every=log_every)
         _at_least(1, sample_every=sample_every, checkpoint_every=checkpoint_every)
 
+        self._processes = PROCESSES[processes]()
         self.device = resolve_device(device)
         graphs = None if capture == "off" else graphs_for(self.device)
         if capture == "on" and graphs is None:
@@ -140,6 +154,7 @@ class Trainer:
             augment=augment,
             updates=updates,
             average=self._average,
+            processes=self._processes,
             graphs=graphs,
             graphs_required=capture == "on",
         )
@@ -168,16 +183,19 @@ class Trainer:
             The last log point; empty where nothing was left to do.
 
         Raises:
-            NonFiniteLoss: naming phase, step and module. The last complete checkpoint stays. On the
-                CPU the weights are those before the bad update.
+            NonFiniteLoss: naming phase, step and module, and of several processes the one. The last
+                complete checkpoint stays. On the CPU the weights are those before the bad update.
             Interrupted: Ctrl-C or SIGTERM came; the step was finished and, with a run folder, a
                 checkpoint saved. A second Ctrl-C stops at once.
             ConfigMismatch: the run folder belongs to other settings.
             CheckpointError: a checkpoint cannot be written, or none can be read.
             CaptureError: `capture` is ``"on"`` and the step cannot be captured.
+            ProcessesError: the processes were given different settings.
+            OtherProcessFailed: another process ended, by an error of its own.
         """
         record: Record = {}
         with ExitStack() as stack:
+            stack.enter_context(self._processes.together())
             stop = stack.enter_context(answering_signals())
             stack.enter_context(own_generators(self.device))
             recorder, progress = self._open(steps, stack)
@@ -189,10 +207,11 @@ class Trainer:
                     recorder.record(record)
 
             actions: list[tuple[int, Action]] = [(self._log_every, log)]
-            if recorder is not None:
+            if self._run is not None:
+                # Also where nothing is written: all processes look at the numbers at one time.
                 actions += [
-                    (self._sample_every, recorder.draw),
-                    (self._checkpoint_every, recorder.save),
+                    (self._sample_every, _nothing if recorder is None else recorder.draw),
+                    (self._checkpoint_every, _nothing if recorder is None else recorder.save),
                 ]
             self.model.train()
             self._stepper.graphs.say = progress.warn
@@ -206,26 +225,33 @@ class Trainer:
                 for every, action in actions:
                     if self.step % every == 0 or self.step == steps:
                         self._do(action)
-                if stop.signal is not None:
-                    raise self._interrupted(stop.signal, recorder)
+                if (signal := self._processes.agree(stop.signal)) is not None:
+                    raise self._interrupted(signal, recorder)
+            self._processes.wait()
         return record
 
     def save(self, path: str | Path) -> None:
         """Write the whole training state as a checkpoint folder; see :mod:`.checkpoint`.
 
+        Of several processes the first writes, and the others do not wait for it.
+
         Raises:
             CheckpointError: there is something at `path`, or it cannot be written.
         """
-        write_checkpoint(Path(path), self._state())
+        if self._processes.is_first:
+            write_checkpoint(Path(path), self._state())
 
     def load(self, path: str | Path) -> None:
         """Take over the training state of a checkpoint folder.
+
+        Of several processes all call this; the first reads and tells the others.
 
         Raises:
             CheckpointError: it is damaged.
             ValueError: it belongs to another model.
         """
-        self._take(read_checkpoint(Path(path)))
+        with self._processes.together():
+            self._receive(read_checkpoint(Path(path)) if self._processes.is_first else None)
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """A context inside which the model computes with its averaged weights, if it has any."""
@@ -233,12 +259,17 @@ class Trainer:
 
     def _open(self, steps: int, stack: ExitStack) -> tuple[Recorder | None, Progress]:
         """Resume the run, if there is one to resume, and open everything that writes."""
+        self._processes.check_same(self.model, self._shared_settings(steps))
         complaints = self._resume(stack) if self._run is not None else []
-        progress = stack.enter_context(Progress(self.step, steps, on=self._progress))
+        averages = self._average.weights.values() if self._average is not None else ()
+        self._processes.equalize(chain(self.model.parameters(), self.model.buffers(), averages))
+
+        on = self._progress and self._processes.is_first
+        progress = stack.enter_context(Progress(self.step, steps, on=on))
+        if self._run is None or not self._processes.is_first:
+            return None, progress
         for line in complaints:
             progress.warn(line)
-        if self._run is None:
-            return None, progress
         if self.step:
             progress.say(f"continuing {self._run.path} after step {self.step}")
 
@@ -260,15 +291,30 @@ class Trainer:
         return recorder, progress
 
     def _resume(self, stack: ExitStack) -> list[str]:
+        """Take the run's newest checkpoint; returns lines for the user."""
         assert self._run is not None
-        self._run.claim(self._settings)
-        stack.enter_context(self._run.locked())
-        latest = read_latest(self._run.checkpoints) if self.step == 0 else None
-        if latest is None:
-            return []
-        path, checkpoint, complaints = latest
+        latest = None
+        if self._processes.is_first:
+            self._run.claim(self._settings)
+            stack.enter_context(self._run.locked())
+            latest = read_latest(self._run.checkpoints) if self.step == 0 else None
+        path, checkpoint, complaints = latest or (None, None, [])
+        lines = [f"{line}; using {path.name} instead" for line in complaints if path]
+        before = self._receive(checkpoint)
+        if before not in (None, self._processes.count):
+            lines.append(
+                f"{before} processes trained up to here, now it is {self._processes.count}: "
+                "batches stay what they were, the noise does not"
+            )
+        return lines
+
+    def _receive(self, checkpoint: Checkpoint | None) -> int | None:
+        """Take the first process's checkpoint, if it has one; by how many it was made."""
+        checkpoint = self._processes.same_checkpoint(checkpoint)
+        if checkpoint is None:
+            return None
         self._take(checkpoint)
-        return [f"{line}; using {path.name} instead" for line in complaints]
+        return int(checkpoint.state.get("processes", 1))
 
     def _do(self, action: Action) -> None:
         """Write something down, unless the numbers have gone bad since the last time."""
@@ -279,10 +325,12 @@ class Trainer:
         self._stepper.graphs.review()
 
     def _interrupted(self, number: int, recorder: Recorder | None) -> Interrupted:
-        if recorder is None:
+        if self._run is None:
             return Interrupted(number, self.step, None)
-        self._do(recorder.save)
-        return Interrupted(number, self.step, recorder.folder.checkpoint(self.step))
+        self._do(_nothing if recorder is None else recorder.save)
+        # torchrun ends all processes as soon as one has ended.
+        self._processes.wait()
+        return Interrupted(number, self.step, self._run.checkpoint(self.step))
 
     def _record(self) -> Record:
         losses = self._stepper.losses
@@ -297,8 +345,26 @@ class Trainer:
 
     def _state(self) -> Checkpoint:
         state = self._stepper.state()
-        counts = {"step": self.step, "seconds": self._meter.seconds}
+        counts = {
+            "step": self.step,
+            "seconds": self._meter.seconds,
+            "processes": self._processes.count,
+        }
         return Checkpoint(state.tensors, {**counts, **state.state})
+
+    def _shared_settings(self, steps: int) -> dict[str, Any]:
+        """What all processes must agree on, or they would wait for each other in vain."""
+        return {
+            **self._settings,
+            "images": repr(getattr(self._batches, "dataset", type(self._batches))),
+            "run folder": self._run is not None,
+            "device": self.device.type,
+            "step": self.step,
+            "until step": steps,
+            "log_every": self._log_every,
+            "sample_every": self._sample_every,
+            "checkpoint_every": self._checkpoint_every,
+        }
 
     def _take(self, checkpoint: Checkpoint) -> None:
         self._stepper.load(checkpoint)
@@ -308,7 +374,12 @@ class Trainer:
     def _as_batches(self, data: ImageDataset | BatchSource, batch_size: int) -> BatchSource:
         if isinstance(data, BatchSource):
             return data
+        self._processes.check_divides(batch_size)
         return Batches(data, batch_size, seed=self._seed, device=self.device)
+
+
+def _nothing(step: int) -> None:
+    pass
 
 
 def _adam(lr: float, betas: tuple[float, float], device: torch.device) -> OptimizerFactory:
