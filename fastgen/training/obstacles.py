@@ -23,7 +23,7 @@ HOOKS = (
 
 
 def of_processes(count: int) -> str | None:
-    """Several processes that train together: they exchange things through the host."""
+    """Several processes that train together: they agree on the host how a step ends."""
     return f"{count} processes train together" if count > 1 else None
 
 

@@ -278,11 +278,11 @@ class Group(Processes):
         try:
             return exchange()
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
+            # Between the place in gloo's source and its advice.
+            reason = re.sub(r"^\[\S+\] ", "", str(error)).partition(". ")[0].partition("\n")[0]
         # Outside, for the caught error remembers frames that would keep the connections open.
         raise OtherProcessFailed(
-            f"another process of this training has failed or ended; its own message says why "
-            f"({reason})"
+            f"another process of this training has failed or ended, and says why itself ({reason})"
         )
 
 
