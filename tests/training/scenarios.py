@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def signalled(rank: int, run: Path) -> None:
 
 
 def failing(rank: int, culprit: int, run: Path) -> None:
-    """One process's data cannot be read in the third step."""
+    """One process's data cannot be read in the third step; it lives on for a while."""
 
     def happens(index: int) -> None:
         if index == 2 and rank == culprit:
@@ -182,7 +183,12 @@ def failing(rank: int, culprit: int, run: Path) -> None:
 
     model = TwoNumbers({"a": lambda a, b, x: (a - x).square().mean()})
     options = {"optimizer": sgd(1e-3), "run": run, "progress": False}
-    Trainer(model, Numbered(happens=happens), **options).fit(10_000)
+    trainer = Trainer(model, Numbered(happens=happens), **options)
+    try:
+        trainer.fit(10_000)
+    except FileNotFoundError:
+        time.sleep(2)
+        raise
 
 
 def run_of(rank: int, run: Path, **more: Any) -> None:

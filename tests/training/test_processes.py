@@ -152,7 +152,9 @@ def test_an_error_in_one_process_ends_all(culprit: int, count: int, tmp_path: Pa
     errors = ["OtherProcessFailed"] * count
     errors[culprit] = "FileNotFoundError"
     assert [each.error for each in outcomes] == errors
-    assert max(each.seconds for each in outcomes) < 15
+    # The others do not wait until it is gone.
+    seconds = [each.seconds for each in outcomes]
+    assert sorted(seconds)[-2] < seconds[culprit] - 1
 
 
 def test_a_run_folder_that_the_first_process_refuses_ends_all(tmp_path: Path) -> None:
