@@ -17,8 +17,9 @@ class LinearLeakyReLU(nn.Linear):
     r"""leaky_relu(x W^T + b): :class:`torch.nn.Linear` with the activation inside.
 
     The product is PyTorch's, on a CPU with the bias; the rest is
-    :func:`fastgen.ops.bias_leaky_relu`, which saves the output alone. Takes the arguments of :class:`torch.nn.Linear` and has its state_dict
-    keys. Input of shape (*, in_features), output (*, out_features); gradients of any order.
+    :func:`fastgen.ops.bias_leaky_relu`, which saves the output alone. Takes the arguments of
+    :class:`torch.nn.Linear` and has its state_dict keys. Input of shape (*, in_features), output
+    (*, out_features); gradients of any order.
 
     Args:
         negative_slope: in [0, 1]; 0 is ReLU, 1 is no activation (then it is exactly
