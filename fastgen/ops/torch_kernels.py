@@ -15,7 +15,8 @@ from .torch_reparameterize import TorchReparameterize
 PLAIN = "plain PyTorch"
 
 for _pass, (_run, _fits) in cpu_matrix_product.PRODUCTS.items():
-    offer("matrix product (PyTorch)", ["torch"], CONVOLUTIONS, [_pass], _run, fits=_fits)
+    offer("matrix product (PyTorch)", ["torch"], CONVOLUTIONS, [_pass], _run, fits=_fits,
+          when="kernels as large as the picture")  # fmt: skip
 for _pass, _run in torch_convolution.PASSES.items():
     offer(PLAIN, ["torch"], CONVOLUTIONS, [_pass], _run, narrow=torch_convolution.WAYS[_pass])
 for _pass in ("mask", "mask_sum"):
