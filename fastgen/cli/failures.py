@@ -24,10 +24,12 @@ def warn_line(line: str) -> None:
 
 def fail(message: object, code: int, *, for_all: bool = False) -> typer.Exit:
     """The exit to raise; its line is printed, by the first process alone if it is for all."""
-    from fastgen.training.processes import is_first_process
+    if for_all:
+        from fastgen.training.processes import is_first_process
 
-    if not for_all or is_first_process():
-        typer.echo(f"fastgen: {message}", err=True)
+        if not is_first_process():
+            return typer.Exit(code)
+    typer.echo(f"fastgen: {message}", err=True)
     return typer.Exit(code)
 
 

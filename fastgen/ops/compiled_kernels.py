@@ -21,10 +21,10 @@ from .convolution import Activation
 from .fused_kernels import FusedKernels, computes, offer_fused
 from .geometry import Geometry
 from .layouts import is_channels_last_like
-from .routing import offer
+from .routing import CONVOLUTIONS, offer
 from .turned_edge import TurnedEdge
 
-CONV, TRANSPOSED = "conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"
+CONV, TRANSPOSED = CONVOLUTIONS
 
 FUSED = FusedKernels(operators)
 

@@ -96,14 +96,15 @@ for _operations, _pass, _run, _wins, _only in (
           when=_PICTURE + _only)  # fmt: skip
 _turned = TurnedEdge(cpu_image_edge)
 for _pass, _wins, _only in (
-    ("forward", cpu_image_edge.turned_forward_wins, ""),
+    ("forward", cpu_image_edge.turned_forward_wins, "; one tap: float32"),
     ("input_gradient", cpu_image_edge.turned_input_gradient_wins,
-     "; bfloat16 in channels_last: to 63 channels or from 10 taps"),
+     "; bfloat16 in channels_last: to 63 channels or from 10 taps; one tap: float32, "
+     "contiguous or from 64 channels"),
     ("weight_gradient", cpu_image_edge.turned_weight_gradient_wins, ""),
 ):  # fmt: skip
     offer("image edge, turned round (C++)", ["cpp"], [CONV], [_pass], getattr(_turned, _pass),
           fits=getattr(_turned, f"takes_{_pass}"), expected=_wins,
-          when=f"into 1 to 4 channels, kernel 2 to 7, stride 1, {_FAST}{_only}")  # fmt: skip
+          when=f"into 1 to 4 channels, kernel to 7, stride 1, {_FAST}{_only}")  # fmt: skip
 _WIDE = (
     "3x3 with stride 1 or 4x4 with stride 2, channels_last, 32 or more channels on both sides, "
     f"multiples of 16, {_FAST}"

@@ -32,7 +32,7 @@ from .route_table import Route, table_of
 # What `torch.backends.cudnn.conv.fp32_precision` asks, by way of four objects.
 _precision = torch._C._get_fp32_precision_getter
 _is_deterministic = torch.are_deterministic_algorithms_enabled
-_uses_onednn = torch._C._get_mkldnn_enabled
+_uses_onednn = torch._C._get_mkldnn_enabled  # what `torch.backends.mkldnn.enabled` asks
 
 
 def always(*_: Any) -> bool:

@@ -22,7 +22,6 @@ from .geometry import Geometry, is_channels_last
 from .torch_bias_leaky_relu import activate_, aten, mask_, per_channel
 
 Way = Callable[..., Tensor]
-uses_onednn = torch._C._get_mkldnn_enabled  # what `torch.backends.mkldnn.enabled` asks
 
 
 @functools.cache
@@ -41,7 +40,7 @@ def _onednn_takes(input: Tensor) -> bool:
         and input.device.type == "cpu"
         and input.dtype in _onednn_dtypes()
         and input.numel() > 0
-        and uses_onednn()
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 
@@ -50,8 +49,6 @@ SMALL = 20480
 behind it: the last pass costs nothing then, oneDNN's fused operators cost 5 us more a call, and for
 one picture PyTorch has kernels that start faster (8 channels, 8x8: 10 us and 50).
 """
-
-
 APART = 1024
 """Numbers of an input up to which a bias stays inside; see `stands_apart`."""
 

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
+from cpu_programs import chosen
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastgen
-from fastgen.ops import backend, compiled, routing
+from fastgen.ops import compiled, routing
 from fastgen.ops.philox import normal
 
 pytestmark = pytest.mark.skipif(
@@ -181,11 +182,6 @@ def test_the_variable_lowers_the_version_and_refuses_what_it_does_not_know(tmp_p
         env={**os.environ, "FASTGEN_CPU": "avx1024"}, capture_output=True, text=True,
     )  # fmt: skip
     assert "FASTGEN_CPU must be one of 'portable', 'avx2'" in done.stderr
-
-
-def chosen(operation: str, pass_: str, *arguments: object) -> str:
-    router = backend.KERNELS[operation, "auto"]
-    return router._by_rule(router.candidates(pass_, *arguments), pass_, arguments).name
 
 
 def test_the_rule_takes_one_pass_where_it_was_measured_to_be_faster():

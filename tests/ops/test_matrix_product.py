@@ -6,11 +6,12 @@ import pytest
 import torch
 from accuracy import assert_as_accurate_as_torch
 from convolution_cases import LAYOUTS
+from cpu_programs import chosen
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastgen
-from fastgen.ops import backend, matrix_product, reference, routing, torch_convolution
+from fastgen.ops import matrix_product, reference, routing, torch_convolution
 from fastgen.ops.geometry import Geometry
 
 # (picture's channels, its height and width, the map's channels, kernel, stride)
@@ -115,34 +116,27 @@ def passes(case: tuple, layout: str, transposed: bool) -> dict[str, tuple]:
     }
 
 
-def chosen(pass_: str, arguments: tuple, transposed: bool) -> str:
-    """The candidate that `auto` runs on a CPU."""
-    operation = routing.CONVOLUTIONS[transposed]
-    router = backend.KERNELS[operation, backend.AUTO]
-    return router._by_rule(router.candidates(pass_, *arguments), pass_, arguments).name
-
-
 @pytest.mark.parametrize("transposed", [False, True], ids=["conv2d", "conv_transpose2d"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_cpu_multiplies_where_the_kernel_is_as_large_as_the_picture(layout, transposed) -> None:
-    wide = (32, (4, 4), 16, (4, 4), 1)
-    for name, arguments in passes(wide, layout, transposed).items():
-        assert chosen(name, arguments, transposed) == "matrix product (PyTorch)"
-    for name, arguments in passes(wide, layout, transposed).items():
+    operation = routing.CONVOLUTIONS[transposed]
+    for name, arguments in passes((32, (4, 4), 16, (4, 4), 1), layout, transposed).items():
+        assert chosen(operation, name, *arguments) == "matrix product (PyTorch)"
         padded = arguments[-1]._replace(padding=(1, 1))
-        assert "matrix product" not in chosen(name, (*arguments[:-1], padded), transposed)
+        assert "matrix product" not in chosen(operation, name, *arguments[:-1], padded)
 
 
 def test_a_cpu_multiplies_single_pixels_and_leaves_larger_pictures_of_one_tap_to_onednn() -> None:
     for side, product in ((1, True), (2, False)):
         case = (32, (side, side), 48, (1, 1), 1)
         for name, arguments in passes(case, "channels_last", False).items():
-            assert ("matrix product" in chosen(name, arguments, False)) == product
+            found = chosen("conv2d_bias_leaky_relu", name, *arguments)
+            assert ("matrix product" in found) == product
 
 
 def test_a_cpu_multiplies_nothing_that_is_done_before_a_product_is_called() -> None:
     for name, arguments in passes((4, (4, 4), 16, (4, 4), 1), "channels_last", False).items():
-        assert "matrix product" not in chosen(name, arguments, False)
+        assert "matrix product" not in chosen("conv2d_bias_leaky_relu", name, *arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
