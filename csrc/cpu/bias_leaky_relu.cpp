@@ -3,6 +3,7 @@
 #include "cpu/bias_leaky_relu.h"
 
 #include "cpu/loops.h"
+#include "cpu/vectors.h"
 
 namespace fastgen::cpu::FASTGEN_CPU {
 namespace {
@@ -26,16 +27,15 @@ void run(const T* x, const T* y, T* result, std::int64_t count, Wide<T> shift, W
 
 constexpr std::int64_t kChain = 2048;  // numbers that are added up in one go: 32 for each lane
 
-// As `run`, and the sum of the result. Several sums run beside each other, as many for every CPU.
-template <typename T>
-Wide<T> run_sum(const T* x, const T* y, T* result, std::int64_t count, Wide<T> shift,
-                Wide<T> slope) {
-  constexpr int kLanes = 64;
-  Wide<T> sums[kLanes] = {};
+// As `run`, and the sums of the result, `kCount` beside each other, as many for every CPU.
+template <typename T, int kCount>
+void run_lanes(const T* x, const T* y, T* result, std::int64_t count, Wide<T> shift, Wide<T> slope,
+               Wide<T>* lanes) {
+  Wide<T> sums[kCount] = {};
   std::int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
+  for (; i + kCount <= count; i += kCount) {
     FASTGEN_INDEPENDENT
-    for (int lane = 0; lane < kLanes; ++lane) {
+    for (int lane = 0; lane < kCount; ++lane) {
       const Wide<T> value = activated<T, true>(x[i + lane], y[i + lane], shift, slope);
       result[i + lane] = narrow<T>(value);
       sums[lane] += value;
@@ -46,7 +46,51 @@ Wide<T> run_sum(const T* x, const T* y, T* result, std::int64_t count, Wide<T> s
     result[i] = narrow<T>(value);
     sums[lane] += value;
   }
-  for (int step = kLanes / 2; step > 0; step /= 2) {
+  for (int lane = 0; lane < kCount; ++lane) lanes[lane] = sums[lane];
+}
+
+// The same for few numbers, with the sums in registers.
+template <typename T>
+void run_short(const T* x, const T* y, T* result, std::int64_t count, Wide<T> shift, Wide<T> slope,
+               Wide<T>* lanes) {
+  using W = Wide<T>;
+  constexpr int kEach = kLanes<W>, kVectors = kBiasLanes / kEach;
+  const Vector<W> shifts = all(shift), slopes = all(slope);
+  Vector<W> sums[kVectors] = {};
+  std::int64_t i = 0;
+  for (; i + kBiasLanes <= count; i += kBiasLanes) {
+    FASTGEN_UNROLLED
+    for (int v = 0; v < kVectors; ++v) {
+      const std::int64_t at = i + v * kEach;
+      const Vector<W> value =
+          leaky_relu_mask_lanes<W>(load(x + at) + shifts, load(y + at), slopes);
+      store_exactly(result + at, value);
+      sums[v] += value;
+    }
+  }
+  FASTGEN_UNROLLED
+  for (int v = 0; v < kVectors; ++v) store(lanes + v * kEach, sums[v]);
+  for (int lane = 0; i < count; ++i, ++lane) {
+    const W value = activated<T, true>(x[i], y[i], shift, slope);
+    result[i] = narrow<T>(value);
+    lanes[lane] += value;
+  }
+}
+
+// Which has no vectors.
+template <>
+void run_short<Float16>(const Float16* x, const Float16* y, Float16* result, std::int64_t count,
+                        float shift, float slope, float* lanes) {
+  run_lanes<Float16, kBiasLanes>(x, y, result, count, shift, slope, lanes);
+}
+
+template <typename T>
+Wide<T> run_sum(const T* x, const T* y, T* result, std::int64_t count, Wide<T> shift,
+                Wide<T> slope) {
+  constexpr int kCount = 64;
+  Wide<T> sums[kCount];
+  run_lanes<T, kCount>(x, y, result, count, shift, slope, sums);
+  for (int step = kCount / 2; step > 0; step /= 2) {
     for (int lane = 0; lane < step; ++lane) sums[lane] += sums[lane + step];
   }
   return sums[0];
@@ -68,7 +112,10 @@ void planes(const BiasLeakyReluCall& call, std::int64_t begin, std::int64_t end)
     const T* y = kMask ? static_cast<const T*>(call.output) + start : nullptr;
     T* result = static_cast<T*>(call.result) + start;
     const Wide<T> slope = static_cast<Wide<T>>(call.slope);
-    if (kSum) {
+    if (kSum && plan.lanes > 1) {
+      run_short<T>(x, y, result, count, shift, slope,
+                   static_cast<Wide<T>*>(call.partials) + piece * kBiasLanes);
+    } else if (kSum) {
       // In parts, as the rows below: a long chain of float32 sums loses digits.
       double sum = 0;
       for (std::int64_t at = 0; at < count; at += kChain) {
@@ -168,19 +215,31 @@ void pieces(const BiasLeakyReluCall& call, std::int64_t begin, std::int64_t end)
   pieces<T, true, true>(call, begin, end);
 }
 
+constexpr int kChains = 8;  // sums beside each other: one alone waits for every addition
+
 template <typename T>
 void sums(const BiasLeakyReluCall& call, std::int64_t begin, std::int64_t end) {
   const BiasPlan& plan = call.plan;
   const Wide<T>* partials = static_cast<const Wide<T>*>(call.partials);
-  // A channel's partial sums stand `inner` beside each other (`chunks`, of planes), once in each
-  // row of `stride` of them.
-  const std::int64_t run = plan.planes ? plan.chunks : call.inner;
+  // A channel's partial sums stand `inner` beside each other (those of its chunks, of planes), once
+  // in each row of `stride` of them.
+  const std::int64_t run = plan.planes ? plan.chunks * plan.lanes : call.inner;
   const std::int64_t stride = call.channels * run;
   for (std::int64_t channel = begin; channel < end; ++channel) {
-    double sum = 0;
+    double chains[kChains] = {};
     for (std::int64_t at = channel * run; at < plan.partials; at += stride) {
-      for (std::int64_t i = 0; i < run; ++i) sum += static_cast<double>(partials[at + i]);
+      std::int64_t i = 0;
+      for (; i + kChains <= run; i += kChains) {
+        for (int chain = 0; chain < kChains; ++chain) {
+          chains[chain] += static_cast<double>(partials[at + i + chain]);
+        }
+      }
+      for (int chain = 0; i < run; ++i, ++chain) {
+        chains[chain] += static_cast<double>(partials[at + i]);
+      }
     }
+    double sum = 0;
+    for (int chain = 0; chain < kChains; ++chain) sum += chains[chain];
     static_cast<T*>(call.sum)[channel] = narrow<T>(static_cast<Wide<T>>(sum));
   }
 }

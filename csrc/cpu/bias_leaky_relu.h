@@ -18,9 +18,11 @@ struct BiasPlan {
   bool planes;
   std::int64_t pieces;
   std::int64_t piece_elements;  // about
-  std::int64_t partials;        // sums in the workspace: one per plane chunk, or per column and block
+  std::int64_t partials;        // sums in the workspace: `lanes` per plane chunk, or one per column
+                                // and block
   std::int64_t chunks;          // planes: of each
   std::int64_t chunk;           // planes: elements of one
+  std::int64_t lanes;           // planes: sums of one, added up at the end
   std::int64_t period, rows, rest, block_rows, blocks, tiles;
 };
 
@@ -57,6 +59,8 @@ constexpr std::int64_t kBiasChunk = 16384;    // elements of a plane in a piece
 constexpr std::int64_t kBiasTile = 2048;      // columns in a piece: their sums stay in the L1 cache
 constexpr std::int64_t kBiasLeastPeriod = 64;  // columns: vectors of any type are full
 constexpr std::int64_t kBiasMostRows = 512;
+constexpr std::int64_t kBiasShort = 256;  // elements of a plane up to which its sum stays in lanes
+constexpr int kBiasLanes = 16;
 constexpr std::int64_t kBiasPiece = 65536;  // elements of a piece of many rows
 
 inline BiasPlan bias_plan(std::int64_t outer, std::int64_t channels, std::int64_t inner) {
@@ -70,12 +74,21 @@ inline BiasPlan bias_plan(std::int64_t outer, std::int64_t channels, std::int64_
     plan.chunks = ceil_div(plane, kBiasChunk);
     plan.chunk = ceil_div(ceil_div(plane, plan.chunks), 64) * 64;
     plan.chunks = ceil_div(plane, plan.chunk);
-    plan.pieces = plan.partials = (channels == 1 ? 1 : outer * channels) * plan.chunks;
+    plan.pieces = (channels == 1 ? 1 : outer * channels) * plan.chunks;
     plan.piece_elements = plane < plan.chunk ? plane : plan.chunk;
+    // To add up the lanes of a short plane takes longer than to fill them.
+    plan.lanes = plan.piece_elements <= kBiasShort ? kBiasLanes : 1;
+    plan.partials = plan.pieces * plan.lanes;
     return plan;
   }
   const std::int64_t base = channels * inner;
+  // A multiple of the least period where there is a small one: no row then ends within a vector.
   plan.period = base * ceil_div(kBiasLeastPeriod, base);
+  for (std::int64_t even = base; even <= kBiasTile; even += base) {
+    if (even % kBiasLeastPeriod != 0) continue;
+    plan.period = even;
+    break;
+  }
   plan.rows = total / plan.period;
   plan.rest = total % plan.period;
   const std::int64_t width = plan.period < kBiasTile ? plan.period : kBiasTile;

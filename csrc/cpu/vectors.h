@@ -76,17 +76,28 @@ inline void store(T* to, Vector<T> vector) {
   __builtin_memcpy(to, &vector, sizeof(vector));
 }
 
-inline void store(BFloat16* to, Vector<float> vector) {
-#if defined(__AVX512BF16__)
-  const __m256bh bits = _mm512_cvtneps_pbh(vector);
-#else
+template <typename T>
+inline void store_exactly(T* to, Vector<T> vector) {
+  store(to, vector);
+}
+
+// With the digits of subnormal numbers, which the CPU's instruction makes 0.
+inline void store_exactly(BFloat16* to, Vector<float> vector) {
   const WordBits word = reinterpret_cast<WordBits>(vector);
   const WordBits rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
   const WordBits is_nan = reinterpret_cast<WordBits>(vector != vector);
   const HalfBits bits =
       __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fffu), HalfBits);
-#endif
   __builtin_memcpy(to, &bits, sizeof(bits));
+}
+
+inline void store(BFloat16* to, Vector<float> vector) {
+#if defined(__AVX512BF16__)
+  const __m256bh bits = _mm512_cvtneps_pbh(vector);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+#else
+  store_exactly(to, vector);
+#endif
 }
 
 #if defined(__AVX512F__)

@@ -57,7 +57,8 @@ struct OnCpu {
     call.plan = cpu::bias_plan(call.outer, call.channels, call.inner);
     Tensor workspace;
     if (call.sum != nullptr) {
-      workspace = torch::stable::new_empty(like, {call.plan.partials}, wide_type(like));
+      workspace =
+          in_kept_memory(torch::stable::new_empty(like, {call.plan.partials}, wide_type(like)));
       call.partials = workspace.mutable_data_ptr();
     }
     run_pieces(cpu::bias_leaky_relu_kernel(), call, call.plan.pieces, call.plan.piece_elements);

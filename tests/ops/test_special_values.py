@@ -158,6 +158,19 @@ def test_subnormal_numbers_are_kept(name, dtype):
     assert (reached < 1e-30).all()  # a deviation of 0, or of the least that the kernels compute
 
 
+@pytest.mark.parametrize("size", [3, 9, 20])  # rows, short planes, planes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_subnormal_gradients_are_kept(name, dtype, size):
+    tiny = torch.finfo(dtype).tiny / 16
+    x = torch.full((2, 3, size, size), -1.0, dtype=dtype, requires_grad=True)
+    bias = torch.zeros(3, dtype=dtype, requires_grad=True)
+    y = fastgen.ops.bias_leaky_relu(x, bias, 0.25, backend=name)
+    grad, total = torch.autograd.grad(y, (x, bias), torch.full_like(y, tiny))
+    assert (grad == tiny / 4).all()
+    torch.testing.assert_close(total, grad.sum((0, 2, 3)), rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 2), (2, 3), (1, 3)])
 def test_a_weight_gradient_of_one_pixel_takes_no_foreign_memory(kernel, stride, transposed):
