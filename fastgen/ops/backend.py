@@ -152,6 +152,8 @@ def select(operation: str, name: str, device: torch.device) -> Any:
     ``"auto"`` is the router, which picks per shape; a backend named explicitly is taken or refused,
     never replaced.
     """
+    if name == AUTO == _default:  # nearly every call
+        return KERNELS[operation, AUTO]
     if _known(name, "backend") == AUTO:
         name = default_backend()
     if name == AUTO:

@@ -35,6 +35,8 @@ def same_kind(name: str, value: Tensor, input: Tensor, input_name: str = "input"
 
 def slope(negative_slope: float) -> float:
     """The slope as a float in [0, 1]."""
+    if type(negative_slope) is float and 0 <= negative_slope <= 1:
+        return negative_slope
     if isinstance(negative_slope, Tensor) or not isinstance(negative_slope, (int, float)):
         raise TypeError(f"negative_slope must be a number (got {type(negative_slope).__name__})")
     if negative_slope < 0:
@@ -54,6 +56,8 @@ def pair(name: str, value: int | Sequence[int], *, least: int) -> tuple[int, int
         if type(vertical) is int and type(horizontal) is int:  # noqa: SIM102
             if vertical >= least and horizontal >= least:
                 return value
+    elif type(value) is int and value >= least:
+        return value, value
     values = (value, value) if isinstance(value, int) else tuple(value)
     if len(values) == 1:
         values = (values[0], values[0])

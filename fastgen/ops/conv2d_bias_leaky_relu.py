@@ -9,8 +9,8 @@ from torch import Tensor
 
 from . import backend as backends
 from . import checks
-from .convolution import convolution
-from .geometry import Geometry, autocast, fitting
+from .geometry import Geometry, autocast
+from .layer_calls import layer, recalled
 
 
 def conv2d_bias_leaky_relu(
@@ -65,6 +65,13 @@ def conv2d_bias_leaky_relu(
         h = fastgen.ops.conv2d_bias_leaky_relu(images, weight, bias, stride=2, padding=1)
     """
     checks.floating_tensor("input", input)
+    input, weight, bias = autocast(input, weight, bias)
+    kernels = backends.select("conv2d_bias_leaky_relu", backend, input.device)
+    arguments = stride, padding, dilation, groups, negative_slope
+    call = recalled(kernels, arguments, input, weight, bias)
+    if call is not None:
+        return call(input, weight, bias)
+
     slope = checks.slope(negative_slope)
     if input.dim() == 3:
         batched = conv2d_bias_leaky_relu(
@@ -83,16 +90,14 @@ def conv2d_bias_leaky_relu(
     checks.at_least("groups", groups, 1)
     strides = checks.pair("stride", stride, least=1)
     dilations = checks.pair("dilation", dilation, least=1)
-    cast_input, cast_weight, cast_bias = autocast(input, weight, bias)
+    padded = input
     if isinstance(padding, str):
-        cast_input, paddings = _named_padding(cast_input, cast_weight, padding, strides, dilations)
+        padded, paddings = _named_padding(input, weight, padding, strides, dilations)
     else:
         paddings = checks.pair("padding", padding, least=0)
     geometry = Geometry(strides, paddings, dilations, groups, False, (0, 0))
-
-    kernels = backends.select("conv2d_bias_leaky_relu", backend, input.device)
-    kernels = fitting(cast_input, cast_weight, cast_bias, geometry, kernels)
-    return convolution(cast_input, cast_weight, cast_bias, slope, geometry, kernels)
+    said = arguments if padded is input else None
+    return layer(padded, weight, bias, slope, geometry, kernels, said)
 
 
 def _named_padding(

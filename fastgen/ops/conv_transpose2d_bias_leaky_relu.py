@@ -8,8 +8,9 @@ from torch import Tensor
 
 from . import backend as backends
 from . import checks
-from .convolution import Activation, convolution
-from .geometry import Geometry, autocast, fitting
+from .convolution import Activation
+from .geometry import Geometry, autocast
+from .layer_calls import layer, recalled
 
 
 def conv_transpose2d_bias_leaky_relu(
@@ -68,6 +69,13 @@ def conv_transpose2d_bias_leaky_relu(
         x = fastgen.ops.conv_transpose2d_bias_leaky_relu(h, weight, bias, stride=2, padding=1)
     """
     checks.floating_tensor("input", input)
+    input, weight, bias = autocast(input, weight, bias)
+    kernels = backends.select("conv_transpose2d_bias_leaky_relu", backend, input.device)
+    arguments = stride, padding, output_padding, groups, dilation, negative_slope, tanh
+    call = recalled(kernels, arguments, input, weight, bias)
+    if call is not None:
+        return call(input, weight, bias)
+
     slope = checks.slope(negative_slope)
     if input.dim() == 3:
         batched = conv_transpose2d_bias_leaky_relu(
@@ -98,9 +106,5 @@ def conv_transpose2d_bias_leaky_relu(
                 )
     paddings = checks.pair("padding", padding, least=0)
     geometry = Geometry(strides, paddings, dilations, groups, True, output_paddings)
-    cast_input, cast_weight, cast_bias = autocast(input, weight, bias)
-
-    kernels = backends.select("conv_transpose2d_bias_leaky_relu", backend, input.device)
-    kernels = fitting(cast_input, cast_weight, cast_bias, geometry, kernels)
     activation: Activation = "tanh" if tanh else slope
-    return convolution(cast_input, cast_weight, cast_bias, activation, geometry, kernels)
+    return layer(input, weight, bias, activation, geometry, kernels, arguments)

@@ -34,6 +34,7 @@ from torch.autograd import Function
 from .geometry import Geometry
 from .gradients import (
     MaskKernels,
+    all_wanted,
     applier,
     channel_sum,
     is_last_order,
@@ -45,6 +46,8 @@ from .gradients import (
 
 Activation = float | Literal["tanh"]
 """The slope of a leaky ReLU (1 is linear), or the bounded end of a generator."""
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of a layer in its input, weight and bias; None where they are not asked for."""
 
 
 class ConvolutionKernels(MaskKernels, Protocol):
@@ -80,6 +83,11 @@ class ConvolutionKernels(MaskKernels, Protocol):
         self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
     ) -> Tensor:
         """wgrad(input, grad) for a weight like `weight`."""
+
+    def both_gradients(
+        self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        """(dgrad(grad, weight), wgrad(input, grad))."""
 
 
 class Convolution(Function):
@@ -119,29 +127,95 @@ class Convolution(Function):
         if grad is None:
             return None, None, None, None, None, None, None
         input, weight, output = ctx.saved_tensors
-        rest = ctx.geometry, ctx.kernels
-        slope = ctx.activation
-        if slope == "tanh":
-            # PyTorch's own, whose derivative in the output is not 0.
-            grad, output = torch.ops.aten.tanh_backward(grad, output), None
+        rest = ctx.activation, ctx.size, ctx.geometry, ctx.kernels
+        gradients = layer_gradients(all_wanted(ctx, 3), grad, input, weight, output, *rest)
+        return *gradients, None, None, None, None
 
-        grad_input = grad_bias = None
-        if output is None:
-            if wanted(ctx, 0):
-                grad_input = input_gradient(grad, weight, ctx.size, *rest)
-            if wanted(ctx, 2):
-                grad_bias = channel_sum(grad)
-        elif wanted(ctx, 0):
+
+def layer_gradients(
+    asked: tuple[bool, ...],
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor,
+    output: Tensor | None,
+    activation: Activation,
+    size: tuple[int, int],
+    geometry: Geometry,
+    kernels: ConvolutionKernels,
+) -> Gradients:
+    """A layer's gradients in input, weight and bias, those asked for; of every order.
+
+    Args:
+        input: may be None where no gradient of the weight is asked for.
+        output: of the layer, or None where it is linear.
+    """
+    if is_last_order():
+        return last_gradients(
+            asked, grad, input, weight, output, activation, size, geometry, kernels
+        )
+    input_too, weight_too, bias_too = asked
+    if activation == "tanh":
+        # PyTorch's own, whose derivative in the output is not 0.
+        grad, output = torch.ops.aten.tanh_backward(grad, output), None
+
+    grad_input = grad_bias = None
+    if output is None:
+        if input_too:
+            grad_input = input_gradient(grad, weight, size, geometry, kernels)
+        if bias_too:
+            grad_bias = channel_sum(grad)
+    else:
+        assert activation != "tanh"
+        if input_too:
             grad_input, grad, grad_bias = layer_gradient(
-                grad, weight, output, slope, ctx.size, wanted(ctx, 2), *rest
+                grad, weight, output, activation, size, bias_too, geometry, kernels
             )
-        elif wanted(ctx, 2):
-            grad, grad_bias = mask_sum(grad, output, slope, ctx.kernels)
-        elif wanted(ctx, 1):
-            grad = mask(grad, None, output, slope, ctx.kernels)
+        elif bias_too:
+            grad, grad_bias = mask_sum(grad, output, activation, kernels)
+        elif weight_too:
+            grad = mask(grad, None, output, activation, kernels)
 
-        grad_weight = weight_gradient(input, grad, weight, *rest) if wanted(ctx, 1) else None
-        return grad_input, grad_weight, grad_bias, None, None, None, None
+    grad_weight = None
+    if weight_too:
+        assert input is not None
+        grad_weight = weight_gradient(input, grad, weight, geometry, kernels)
+    return grad_input, grad_weight, grad_bias
+
+
+def last_gradients(
+    asked: tuple[bool, ...],
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor,
+    output: Tensor | None,
+    activation: Activation,
+    size: tuple[int, int],
+    geometry: Geometry,
+    kernels: ConvolutionKernels,
+) -> Gradients:
+    """`layer_gradients` that nothing will be differentiated through."""
+    input_too, weight_too, bias_too = asked
+    grad_bias = None
+    if output is not None:
+        if activation == "tanh":
+            grad = torch.ops.aten.tanh_backward(grad, output)
+        elif bias_too:
+            grad, grad_bias = kernels.mask_sum(grad, output, activation)
+        elif input_too or weight_too:
+            grad = kernels.mask(grad, None, output, activation)
+    if bias_too and grad_bias is None:
+        grad_bias = channel_sum(grad)
+
+    grad_input = grad_weight = None
+    if weight_too:
+        assert input is not None
+        if input_too:
+            grad_input, grad_weight = kernels.both_gradients(input, grad, weight, geometry)
+        else:
+            grad_weight = kernels.weight_gradient(input, grad, weight, geometry)
+    elif input_too:
+        grad_input = kernels.input_gradient(grad, weight, size, geometry)
+    return grad_input, grad_weight, grad_bias
 
 
 class LayerGradient(Function):

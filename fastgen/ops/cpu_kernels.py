@@ -49,15 +49,21 @@ def _activation_wins(input: Tensor, bias: Tensor | None, negative_slope: float) 
     return input.dtype in FAST and (bias is not None or _large(input))
 
 
+# Numbers up to which PyTorch's passes, two for a mask and its sums, cost no more than one of ours,
+# all of it in the cache: a call of an operator of the stable ABI takes the host 1 to 5 us longer.
+SMALL = {torch.float32: 1 << 17, torch.bfloat16: 1 << 15}
+
+
 def _mask_wins(grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float) -> bool:
     """Without a shift PyTorch has it in one pass too, in bfloat16 a slower one."""
-    return output.dtype == torch.bfloat16 or (
-        output.dtype == torch.float32 and (shift is not None or _large(output))
-    )
+    if output.dtype not in FAST:
+        return False
+    slower = output.dtype == torch.bfloat16 and output.numel() >= SMALL[torch.bfloat16]
+    return shift is not None or slower or _large(output)
 
 
 def _mask_sum_wins(grad: Tensor, output: Tensor, negative_slope: float) -> bool:
-    return output.dtype in FAST
+    return output.dtype in FAST and output.numel() >= SMALL[output.dtype]
 
 
 def _noise_wins(*arguments: Any) -> bool:
@@ -125,8 +131,8 @@ offer_fused(
     dtypes=(*DTYPES, torch.float64),
     expected={
         "activation": (_activation_wins, f"{_FAST} with a bias or from 1 MiB"),
-        "mask": (_mask_wins, "bfloat16; float32 with a shift or from 1 MiB"),
-        "mask_sum": (_mask_sum_wins, _FAST),
+        "mask": (_mask_wins, "bfloat16 from 32768 numbers; float32 from 1 MiB; with a shift"),
+        "mask_sum": (_mask_sum_wins, "float32 from 131072 numbers, bfloat16 from 32768"),
         "noise": (_noise_wins, f"{_FAST}, float16"),
         "convolution": (_epilogue_wins, _APART),
         "plain": (_never, "by name only"),

@@ -32,6 +32,7 @@ from .layouts import is_channels_last_like
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
 KERNELS = {(3, 3): (1, 1), (4, 4): (2, 2)}  # and their strides
+KINDS = tuple(KERNELS.items())  # compared: sizes that are symbols cannot be looked up
 CHANNELS = 16  # both numbers are multiples of it; csrc/cpu/winograd.h has the same number
 # Pixels of all maps from which tiles of three are used, as in csrc/cpu/winograd_plan.h; for a
 # convolution there must be as many too as its weight has pairs of channels over MIXED_SHARE.
@@ -185,7 +186,7 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     kernel = (weight.shape[2], weight.shape[3])
     return (
         operand.dtype in DTYPES
-        and KERNELS.get(kernel) == geometry.stride
+        and (kernel, geometry.stride) in KINDS
         and geometry.groups == 1
         and geometry.dilation == (1, 1)
         and weight.shape[0] % CHANNELS == 0

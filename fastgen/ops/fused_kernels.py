@@ -72,6 +72,26 @@ class FusedKernels:
         )
         return pair
 
+    def mask_way(
+        self, grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
+    ) -> Callable[..., Tensor]:
+        """`mask` for calls with these layouts: the operator itself, where it takes them."""
+        if torch.compiler.is_compiling() or not is_dense(output) or not same_order(grad, output):
+            return self.mask
+        operator = self._operators().leaky_relu_mask
+        if shift is None:
+            return lambda grad, _, output, slope: operator(grad, None, output, slope)
+        return operator if shift.is_contiguous() else self.mask
+
+    def mask_sum_way(
+        self, grad: Tensor, output: Tensor, negative_slope: float
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`mask_sum` for calls with these layouts, likewise."""
+        if torch.compiler.is_compiling() or not is_dense(output) or not same_order(grad, output):
+            return self.mask_sum
+        operator = self._operators().leaky_relu_mask_sum
+        return lambda grad, output, slope: operator(grad, None, output, slope)
+
     # --- PyTorch's convolution and one pass over its output ---
 
     def convolution(
@@ -85,6 +105,30 @@ class FusedKernels:
         slope = 1.0 if activation == "tanh" else activation
         output = self.activate_(linear(input, weight, None, geometry), bias, slope)
         return activate_(output, activation) if activation == "tanh" else output
+
+    def convolution_way(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        geometry: Geometry,
+    ) -> Callable[..., Tensor]:
+        """`convolution` for calls with these shapes and layouts: two operators, where it is."""
+        nothing = input.numel() == 0 or (bias is None and activation == 1)
+        dense = bias is None or bias.is_contiguous()
+        if torch.compiler.is_compiling() or activation == "tanh" or nothing or not dense:
+            return self.convolution
+        operator = self._operators().bias_leaky_relu_
+
+        def run(
+            input: Tensor, weight: Tensor, bias: Tensor | None, slope: float, geometry: Geometry
+        ) -> Tensor:
+            output = linear(input, weight, None, geometry)
+            operator(output, bias, slope)
+            return output
+
+        return run
 
     def activate_(self, fresh: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
         """Bias and leaky ReLU in place, on a tensor that nobody else holds."""
@@ -219,6 +263,11 @@ def offer_fused(
     noise = ("reparameterize",)
     one_pass = f"one pass ({mark})"
     epilogue, masked = f"convolution + epilogue ({mark})", f"convolution + mask ({mark})"
+    ways: dict[Callable[..., Any], Callable[..., Callable[..., Any]]] = {
+        kernels.mask: kernels.mask_way,
+        kernels.mask_sum: kernels.mask_sum_way,
+        kernels.convolution: kernels.convolution_way,
+    }
     entries: list[tuple[str, str, Iterable[str], str, Callable[..., Any]]] = [
         # kind, name, operations, pass, what computes it
         ("activation", one_pass, bias, "forward", kernels.bias_leaky_relu),
@@ -234,7 +283,8 @@ def offer_fused(
     backends, fits, wins = list(backends), computes_in(dtypes), expected or {}
     for kind, name, operations, pass_, run in entries:
         win, when = wins.get(kind, (always, ""))
-        offer(name, backends, operations, [pass_], run, fits=fits, expected=win, when=when)
+        offer(name, backends, operations, [pass_], run, fits=fits, expected=win, when=when,
+              narrow=ways.get(run))  # fmt: skip
     for pass_ in also_plain:
         win, when = wins.get("plain", (always, ""))
         offer("plain convolution", backends, CONVOLUTIONS, [pass_], PASSES[pass_],

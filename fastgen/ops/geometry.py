@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,45 +48,6 @@ def belongs(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geomet
         < geometry.stride[axis]
         for axis in (0, 1)
     )
-
-
-def fitting(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Any
-) -> Any:
-    """The kernels for a call, checked where its like was not found to fit before.
-
-    Every call of a layer comes by here, and a training asks for the same few every step: they are
-    remembered, with the kernels narrowed to their shapes.
-    """
-    if is_compiling() or not isinstance(weight, Tensor):
-        check(input, weight, bias, geometry)
-        return kernels
-    call = (
-        input.shape,
-        input.dtype,
-        input.device,
-        weight.shape,
-        weight.dtype,
-        weight.device,
-        (bias.shape, bias.dtype, bias.device) if isinstance(bias, Tensor) else bias,
-        geometry,
-    )
-    known = kernels.known
-    try:
-        narrowed = known.get(call)
-    except TypeError:  # a size that is a symbol
-        check(input, weight, bias, geometry)
-        return kernels
-    if narrowed is None:
-        check(input, weight, bias, geometry)
-        if len(known) >= MOST_KNOWN:
-            known.clear()
-        narrowed = known[call] = kernels.narrowed()
-    return narrowed
-
-
-MOST_KNOWN = 4096
-"""Kinds of calls that an operation's kernels remember."""
 
 
 def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:

@@ -24,8 +24,8 @@ from torch.compiler import is_compiling
 _engine_will_execute = getattr(torch._C, "_will_engine_execute_node", None)
 
 
-_transforms_are_active = torch._C._are_functorch_transforms_active
-_unwrapped = torch._C._functorch.unwrap_if_dead
+transforms_are_active = torch._C._are_functorch_transforms_active
+unwrapped = torch._C._functorch.unwrap_if_dead
 
 
 def applier(function: type[Function]) -> Callable[..., Any]:
@@ -39,9 +39,9 @@ def applier(function: type[Function]) -> Callable[..., Any]:
     plain = super(Function, function).apply  # type: ignore[misc]
 
     def apply(*arguments: Any) -> Any:
-        if is_compiling() or _transforms_are_active():
+        if is_compiling() or transforms_are_active():
             return function.apply(*arguments)  # type: ignore[no-untyped-call]
-        return plain(*[_unwrapped(a) if isinstance(a, Tensor) else a for a in arguments])
+        return plain(*[unwrapped(a) if isinstance(a, Tensor) else a for a in arguments])
 
     return apply
 
@@ -54,7 +54,7 @@ def is_last_order() -> bool:
     return not (
         torch.is_grad_enabled()
         or is_compiling()
-        or _transforms_are_active()
+        or transforms_are_active()
         or forward_ad._current_level >= 0
     )
 
@@ -62,7 +62,7 @@ def is_last_order() -> bool:
 def is_unwatched() -> bool:
     """Whether no mode, no transform and no tracing stands between an operator and its kernel."""
     return not (
-        is_compiling() or _transforms_are_active() or torch._C._len_torch_dispatch_stack() > 0
+        is_compiling() or transforms_are_active() or torch._C._len_torch_dispatch_stack() > 0
     )
 
 
@@ -97,16 +97,30 @@ def wanted(ctx: Any, index: int) -> bool:
     """
     if not ctx.needs_input_grad[index]:
         return False
-    if _engine_will_execute is None or is_compiling():
-        return True
-    node = ctx.next_functions[index][0]
+    return _cannot_ask() or _is_waited_for(ctx.next_functions[index][0])
+
+
+def all_wanted(ctx: Any, count: int) -> tuple[bool, ...]:
+    """`wanted` of the first `count` arguments, by one look at the graph."""
+    needed = ctx.needs_input_grad
+    if _cannot_ask():
+        return tuple(needed[:count])
+    edges = ctx.next_functions
+    return tuple([needed[i] and _is_waited_for(edges[i][0]) for i in range(count)])
+
+
+def _cannot_ask() -> bool:
+    return _engine_will_execute is None or is_compiling()
+
+
+def _is_waited_for(node: Any) -> bool:
     if _returned and type(node).__name__ == "AccumulateGrad":
         leaf = id(node.variable)
         for leaves in tuple(_returned.values()):
             if leaf in leaves:
                 return True
     try:
-        return bool(_engine_will_execute(node))
+        return bool(_engine_will_execute(node))  # type: ignore[misc]  # not where it is None
     except (RuntimeError, AttributeError):
         return True
 

@@ -31,8 +31,8 @@ from .route_table import Route, table_of
 
 # What `torch.backends.cudnn.conv.fp32_precision` asks, by way of four objects.
 _precision = torch._C._get_fp32_precision_getter
-_is_deterministic = torch.are_deterministic_algorithms_enabled
-_uses_onednn = torch._C._get_mkldnn_enabled  # what `torch.backends.mkldnn.enabled` asks
+is_deterministic = torch.are_deterministic_algorithms_enabled
+uses_onednn = torch._C._get_mkldnn_enabled  # what `torch.backends.mkldnn.enabled` asks
 
 
 def always(*_: Any) -> bool:
@@ -140,11 +140,9 @@ class Router:
     def run(self, pass_: str, *arguments: Any) -> Any:
         """Compute the pass."""
         if is_compiling():
-            return self._by_rule(self.candidates(pass_, *arguments), pass_, arguments).run(
-                *arguments
-            )
+            return self._run_by_rule(pass_, arguments)
         # Every call comes by here: one flat key, built in place.
-        words: list[Hashable] = [pass_, _is_deterministic(), _uses_onednn()]
+        words: list[Hashable] = [pass_, is_deterministic(), uses_onednn()]
         for argument in arguments:
             if isinstance(argument, Tensor):
                 words += (
@@ -159,10 +157,16 @@ class Router:
             else:
                 words.append(argument)
         key = tuple(words)
-        run = self._chosen.get(key)
+        try:
+            run = self._chosen.get(key)
+        except TypeError:  # a size that is a symbol
+            return self._run_by_rule(pass_, arguments)
         if run is None:
             run = self.choose(self._chosen, key, pass_, *arguments)
         return run(*arguments)
+
+    def _run_by_rule(self, pass_: str, arguments: tuple[Any, ...]) -> Any:
+        return self._by_rule(self.candidates(pass_, *arguments), pass_, arguments).run(*arguments)
 
     def choose(
         self, memory: dict[Hashable, Callable[..., Any]], key: Hashable, pass_: str, *arguments: Any
@@ -265,6 +269,15 @@ class ConvolutionPasses:
         result: Tensor = self.run("weight_gradient", input, grad, weight, geometry)
         return result
 
+    def both_gradients(
+        self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        size = input.shape[2], input.shape[3]
+        return (
+            self.input_gradient(grad, weight, size, geometry),
+            self.weight_gradient(input, grad, weight, geometry),
+        )
+
     def mask(
         self, grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
     ) -> Tensor:
@@ -282,12 +295,13 @@ class ConvolutionRouter(ConvolutionPasses, Router):
     """The kernels of a convolution or a transposed convolution.
 
     Attributes:
-        known: the same, narrowed to the shapes of the calls so far (see `geometry.fitting`).
+        known, recalled: what `layer_calls` remembers of the layers called so far.
     """
 
     def __init__(self, operation: str, backends: Iterable[str] | None = None) -> None:
         super().__init__(operation, backends)
-        self.known: dict[Hashable, NarrowedConvolution] = {}
+        self.known: dict[Hashable, Any] = {}
+        self.recalled: dict[Hashable, Any] = {}
 
     def narrowed(self) -> NarrowedConvolution:
         """The kernels for tensors of shapes, a dtype and a device that will not change."""
@@ -295,9 +309,10 @@ class ConvolutionRouter(ConvolutionPasses, Router):
 
     def forget(self) -> None:
         super().forget()
-        for narrowed in self.known.values():  # graphs that are still to be differentiated hold it
-            narrowed.forget()
+        for call in self.known.values():  # graphs that are still to be differentiated hold it
+            call.forget()
         self.known.clear()
+        self.recalled.clear()
 
 
 class NarrowedConvolution(ConvolutionPasses):
@@ -322,7 +337,12 @@ class NarrowedConvolution(ConvolutionPasses):
         """Compute the pass; the geometry is the last of its arguments, if it has one."""
         if is_compiling():
             return self._router.run(pass_, *arguments)
-        words: list[Hashable] = [pass_, _is_deterministic(), _uses_onednn()]
+        run, _ = self.find(pass_, *arguments)
+        return run(*arguments)
+
+    def find(self, pass_: str, *arguments: Any) -> tuple[Callable[..., Any], bool]:
+        """What computes the pass, and whether that stands for the calls to come."""
+        words: list[Hashable] = [pass_, is_deterministic(), uses_onednn()]
         for argument in arguments:
             if isinstance(argument, Tensor):
                 words += (argument.stride(), argument.storage_offset() % 8 == 0)
@@ -330,9 +350,10 @@ class NarrowedConvolution(ConvolutionPasses):
                 words.append(argument)
         key = tuple(words)
         run = self._chosen.get(key)
-        if run is None:
-            run = self._router.choose(self._chosen, key, pass_, *arguments)
-        return run(*arguments)
+        if run is not None:
+            return run, True
+        run = self._router.choose(self._chosen, key, pass_, *arguments)
+        return run, key in self._chosen
 
 
 class BiasLeakyReLURouter(Router):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import phases
-from .convolution import Activation
+from .convolution import Activation, Gradients
 from .geometry import Geometry, is_channels_last
 from .torch_bias_leaky_relu import activate_, aten, mask_, per_channel
 
@@ -45,9 +45,12 @@ def _onednn_takes(input: Tensor) -> bool:
 
 
 SMALL = 20480
-"""Numbers of an input up to which PyTorch's own choice of a kernel is followed, with the activation
-behind it: the last pass costs nothing then, oneDNN's fused operators cost 5 us more a call, and for
-one picture PyTorch has kernels that start faster (8 channels, 8x8: 10 us and 50).
+"""Numbers of an input up to which a transposed convolution is not split into phases."""
+FUSES = 1 << 17
+"""Numbers of a result from which its activation gains inside of oneDNN's convolution: as a pass of
+its own it costs no less up to there, and oneDNN's fused operators cost 10 us more a call. Over 150
+random shapes of 8 to 256 channels PyTorch's own way takes 0.76 to 1.0 times as long below (0.96 in
+the mean), 0.97 to 1.06 times to 2^20, and 1.0 to 1.7 times beyond. A bias gains nothing inside.
 """
 APART = 1024
 """Numbers of an input up to which a bias stays inside; see `stands_apart`."""
@@ -76,22 +79,39 @@ def _forward_way(
     geometry: Geometry,
 ) -> Way:
     # oneDNN has no transposed convolution with an output padding of a stride or more.
-    within_stride = all(
-        p < s for p, s in zip(geometry.output_padding, geometry.stride, strict=True)
-    )
-    if not _onednn_takes(input) or not within_stride:
+    if not _onednn_takes(input) or not _pads_within_stride(geometry):
         return _convolved
     if stands_apart(input, weight, geometry):
         return _bias_apart
-    # With one thread PyTorch has a kernel of its own for one tap and few pictures, too.
-    one_tap = weight.shape[2] * weight.shape[3] == 1
-    if input.numel() <= SMALL or (one_tap and len(input) < 16):
-        return _convolved
-    if geometry.transposed and _goes_by_phases(
-        input, weight, geometry.transposed_size(input, weight), geometry
+    if (
+        geometry.transposed
+        and input.numel() > SMALL
+        and _goes_by_phases(input, weight, geometry.transposed_size(input, weight), geometry)
     ):
         return _by_phases
-    return _fused
+    # With one thread PyTorch has a kernel of its own for one tap and few pictures, too.
+    one_tap = weight.shape[2] * weight.shape[3] == 1
+    # oneDNN's leaky ReLU of slope 0 turns NaN into 0.
+    inside = activation not in (0, 1) and not (one_tap and len(input) < 16)
+    return _fused if inside and _results(input, weight, geometry) >= FUSES else _convolved
+
+
+def _results(input: Tensor, weight: Tensor, geometry: Geometry) -> int:
+    """How many numbers a layer's output has."""
+    if geometry.transposed:
+        height, width = geometry.transposed_size(input, weight)
+        return len(input) * weight.shape[1] * geometry.groups * height * width
+    height, width = (
+        (input.shape[2 + axis] + 2 * geometry.padding[axis] - reach) // geometry.stride[axis] + 1
+        for axis, reach in enumerate(
+            geometry.dilation[axis] * (weight.shape[2 + axis] - 1) + 1 for axis in (0, 1)
+        )
+    )
+    return len(input) * len(weight) * height * width
+
+
+def _pads_within_stride(geometry: Geometry) -> bool:
+    return all(p < s for p, s in zip(geometry.output_padding, geometry.stride, strict=True))
 
 
 def stands_apart(input: Tensor, weight: Tensor, geometry: Geometry) -> bool:
@@ -140,15 +160,11 @@ def _bias_apart(
 def _fused(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, geometry: Geometry
 ) -> Tensor:
-    """oneDNN's convolution with bias and activation inside."""
+    """oneDNN's convolution with bias and activation inside; no slope of 0 or 1."""
     stride, padding, dilation, groups, transposed, output_padding = geometry
     bias = None if bias is None else bias.contiguous()  # taken for dense, whatever its stride
-    # Its leaky ReLU of slope 0 turns NaN into 0, so ReLU is a pass of its own (2 % of a 3x3 layer
-    # of 64 channels).
-    none: tuple[str, list[float], str] = ("none", [], "")
-    post = {1: none, 0: none, "tanh": ("tanh", [], "")}.get(
-        activation, ("leaky_relu", [activation], "")
-    )
+    tanh = activation == "tanh"
+    post = ("tanh", [], "") if tanh else ("leaky_relu", [activation], "")
     if transposed:
         output: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
             input, weight, bias, padding, output_padding, stride, dilation, groups, *post
@@ -157,7 +173,7 @@ def _fused(
         output = torch.ops.mkldnn._convolution_pointwise(
             input, weight, bias, padding, stride, dilation, groups, *post
         )
-    return activate_(output, activation) if activation == 0 else output
+    return output
 
 
 def _goes_by_phases(
@@ -298,6 +314,53 @@ def _weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geom
         [False, True, False],
     )[1]
     return result
+
+
+def gradients(
+    asked: tuple[bool, ...], input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
+) -> Gradients:
+    """(dgrad(grad, weight), wgrad(input, grad), sum of grad per channel), those asked for, by one
+    call, which costs the host less than two.
+    """
+    stride, padding, dilation, groups, transposed, output_padding = geometry
+    results: Gradients = aten.convolution_backward.default(
+        grad,
+        input,
+        weight,
+        [grad.shape[1]],
+        stride,
+        padding,
+        dilation,
+        transposed,
+        output_padding,
+        groups,
+        asked,
+    )
+    return results
+
+
+def are_plain(
+    input_gradient: Way | None,
+    weight_gradient: Way,
+    input: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+) -> bool:
+    """Whether `gradients` is what these ways compute, converts no layout, and is no slower (with
+    groups it is, by up to 12 %; else it takes 0.94 times as long over 330 random shapes).
+    """
+    if isinstance(input_gradient, partial):
+        input_gradient = input_gradient.func
+    layouts = {is_channels_last(tensor, tensor) for tensor in (input, grad, weight)}
+    return (
+        weight_gradient is _weight_gradient
+        and input_gradient in (None, _transposed_back, _convolved_back)
+        and len(layouts) == 1
+        and geometry.groups == 1
+        # Of rows that no input has, see `_convolved_back`.
+        and _pads_within_stride(geometry)
+    )
 
 
 def _wide_weight_gradient(

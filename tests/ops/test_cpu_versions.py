@@ -186,7 +186,7 @@ def test_the_variable_lowers_the_version_and_refuses_what_it_does_not_know(tmp_p
 
 def test_the_rule_takes_one_pass_where_it_was_measured_to_be_faster():
     x, b = torch.randn(4, 3, 5, 5), torch.randn(3)
-    large = torch.empty(64, 64, 32, 32)
+    middle, large = torch.empty(8, 16, 16, 16), torch.empty(64, 64, 32, 32)
     ours, plain = "one pass (C++)", "plain PyTorch"
     expected = {
         ("forward", x, b, 0.2): ours,
@@ -197,7 +197,13 @@ def test_the_rule_takes_one_pass_where_it_was_measured_to_be_faster():
         ("mask", x, None, x, 0.2): plain,
         ("mask", x, b, x, 0.2): ours,
         ("mask", large, None, large, 0.2): ours,
-        ("mask_sum", x.bfloat16(), x.bfloat16(), 0.2): ours,
+        ("mask", middle, None, middle, 0.2): plain,
+        ("mask", middle.bfloat16(), None, middle.bfloat16(), 0.2): ours,
+        ("mask_sum", x, x, 0.2): plain,
+        ("mask_sum", x.bfloat16(), x.bfloat16(), 0.2): plain,
+        ("mask_sum", middle, middle, 0.2): plain,
+        ("mask_sum", middle.bfloat16(), middle.bfloat16(), 0.2): ours,
+        ("mask_sum", large, large, 0.2): ours,
         ("mask_sum", x.double(), x.double(), 0.2): plain,
     }
     for call, name in expected.items():

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from called import Operators
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastgen
 from fastgen.nn import ConvLeakyReLU2d, ConvTransposeLeakyReLU2d
-from fastgen.ops import backend, checks, geometry, gradients, routing
+from fastgen.ops import backend, checks, gradients, layer_calls, routing
 from fastgen.ops.gradients import returning
 
 PACKAGE = str(Path(fastgen.__file__).resolve().parent / "ops")
@@ -53,15 +55,18 @@ def test_a_forward_and_a_backward_are_few_calls(layer):
         layer(x).sum().backward()
 
     calls = counted(both)
-    assert sum(calls.values()) <= 70
+    assert sum(calls.values()) <= 56
     # Nothing is differentiated any more, so no Function but the layer's own is applied.
-    assert calls["applier.<locals>.apply"] == 1
-    assert calls["check"] == calls["Router.run"] == 0
+    assert calls["Layer.forward"] == calls["Layer.backward"] == 1
+    assert calls["applier.<locals>.apply"] == 0
+    # What was found once is not looked for again.
+    assert calls["check"] == calls["pair"] == calls["Router.run"] == 0
+    assert calls["NarrowedConvolution.find"] == 0
 
 
 def test_without_gradients_no_function_is_applied(layer):
     with torch.no_grad():
-        assert counted(lambda: layer(X))["applier.<locals>.apply"] == 0
+        assert counted(lambda: layer(X))["Layer.forward"] == 0
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -152,14 +157,102 @@ def test_narrowed_kernels_choose_by_layout_and_forget_with_their_router(monkeypa
     assert chosen[-1] == "forward"
 
 
-def test_a_size_that_is_a_symbol_is_checked_every_time():
-    class Symbol(tuple):
-        def __hash__(self):
-            raise TypeError("unhashable")
+def test_sizes_that_are_symbols_are_traced_and_not_remembered():
+    router = backend.KERNELS["conv2d_bias_leaky_relu", backend.AUTO]
 
-    shape = geometry.Geometry((1, 1), (1, 1), (1, 1), 1, False, Symbol((0, 0)))
-    kernels = routing.ConvolutionRouter("conv2d_bias_leaky_relu")
-    weight = torch.randn(5, 4, 3, 3)
-    assert geometry.fitting(X, weight, None, shape, kernels) is kernels
+    def gradients(x, weight, bias):
+        output = fastgen.ops.conv2d_bias_leaky_relu(x, weight, bias, 1, 1)
+        return output, *torch.autograd.grad(output.square().sum(), (x, weight, bias))
+
+    leaves = [X.clone(), torch.randn(5, 4, 3, 3), torch.randn(5)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    router.forget()
+    traced = make_fx(gradients, tracing_mode="symbolic")(*leaves)
+    assert not router.known
+    assert not router.recalled
+    for one, other in zip(traced(*leaves), gradients(*leaves), strict=True):
+        torch.testing.assert_close(one, other)
     with pytest.raises(ValueError, match="channels"):
-        geometry.fitting(X, weight[:, :3], None, shape, kernels)
+        make_fx(gradients, tracing_mode="symbolic")(X, leaves[1][:, :3], leaves[2])
+
+
+def test_a_call_is_recalled_by_the_very_arguments_it_was_made_with():
+    router = backend.KERNELS["conv2d_bias_leaky_relu", backend.AUTO]
+    router.forget()
+    weight = torch.randn(5, 4, 3, 3)
+    equal = [tuple([1, 1]) for _ in range(3)]
+    for stride in equal:
+        fastgen.ops.conv2d_bias_leaky_relu(X, weight, None, stride, 1)
+    assert len(router.known) == 1
+    assert len(router.recalled) == 3
+    # A list may hold other numbers at the next call.
+    stride = [1, 1]
+    one = fastgen.ops.conv2d_bias_leaky_relu(X, weight, None, stride, 1)
+    assert len(router.recalled) == 3
+    stride[:] = 2, 2
+    other = fastgen.ops.conv2d_bias_leaky_relu(X, weight, None, stride, 1)
+    assert one.shape[2:] == (6, 6)
+    assert other.shape[2:] == (3, 3)
+
+
+def test_padding_same_is_not_recalled_for_a_picture_of_the_padded_size():
+    weight = torch.randn(5, 4, 2, 2)
+    for size in (6, 7, 6, 7):
+        x = torch.randn(2, 4, size, size)
+        output = fastgen.ops.conv2d_bias_leaky_relu(x, weight, padding="same")
+        assert output.shape[2:] == (size, size)
+
+
+def test_calls_are_forgotten_before_they_are_too_many(monkeypatch):
+    monkeypatch.setattr(layer_calls, "MOST_KNOWN", 3)
+    router = backend.KERNELS["conv2d_bias_leaky_relu", backend.AUTO]
+    router.forget()
+    weight = torch.randn(5, 4, 3, 3)
+    for size in range(3, 12):
+        fastgen.ops.conv2d_bias_leaky_relu(torch.randn(1, 4, size, size), weight)
+        assert 1 <= len(router.known) <= 3
+        assert 1 <= len(router.recalled) <= 3
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_one_call_where_all_are_pytorchs_own(layer, memory_format):
+    layer = layer.to(memory_format=memory_format)
+    x = X.contiguous(memory_format=memory_format).requires_grad_()
+    leaves = [x, *layer.parameters()]
+    with backend.backend("torch"):
+        output = layer(x)
+        grad = torch.randn(output.shape).contiguous(memory_format=memory_format)
+        with Operators() as operators:
+            together = torch.autograd.grad(output, leaves, grad, retain_graph=True)
+        assert [name for name in operators.names if name != "aten::detach"] == [
+            "aten::leaky_relu_backward",
+            "aten::convolution_backward",
+        ]
+        # One by one they are calls of their own.
+        alone = [torch.autograd.grad(output, leaf, grad, retain_graph=True)[0] for leaf in leaves]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.stride() == other.stride()
+
+
+def test_both_gradients_are_one_call_beside_a_mask_of_ours():
+    """Where another kernel has the bias gradient, the two of the convolution go together."""
+    layer = ConvLeakyReLU2d(12, 12, 3, padding=1)
+    x = torch.randn(8, 12, 48, 48, requires_grad=True)
+    output = layer(x)
+    with Operators() as operators:
+        output.backward(torch.randn_like(output))
+    if "fastgen::leaky_relu_mask_sum" not in operators.names:
+        pytest.skip("the compiled kernels are not there")
+    assert operators.names.count("aten::convolution_backward") == 1
+    assert "aten::convolution" not in operators.names
+
+
+def test_gradients_of_mixed_layouts_stay_apart():
+    layer = LAYERS["conv"]()
+    x = X.contiguous(memory_format=torch.channels_last).requires_grad_()
+    with backend.backend("torch"):
+        output = layer(x)
+        with Operators() as operators:
+            output.backward(torch.randn_like(output))
+    assert operators.names.count("aten::convolution") == 1

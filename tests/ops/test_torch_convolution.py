@@ -7,39 +7,29 @@ from functools import partial
 import pytest
 import torch
 from accuracy import assert_as_accurate_as_torch
+from called import Operators
 from convolution_cases import LAYOUTS, tensors
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgen
 from fastgen.ops import reference, torch_convolution
 from fastgen.ops.geometry import Geometry
-from fastgen.ops.torch_convolution import SMALL
+from fastgen.ops.torch_convolution import FUSES
 
 
-class Operators(TorchDispatchMode):
-    """Names of the operators that are called while it is on."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function._schema.name)
-        return function(*args, **(kwargs or {}))
-
-
-def forward(batch: int, layout: str, transposed: bool) -> list[str]:
+def forward(batch: int, layout: str, transposed: bool, activation: float = 0.2) -> list[str]:
     input = torch.randn(batch, 32, 8, 8).contiguous(memory_format=LAYOUTS[layout])
     weight = torch.randn(32, 32, 3, 3).contiguous(memory_format=LAYOUTS[layout])
     bias = torch.randn(32)
     geometry = Geometry((1, 1), (1, 1), (1, 1), 1, transposed, (0, 0))
-    torch_convolution.forward(input, weight, bias, 0.2, geometry)  # asks once what oneDNN supports
+    torch_convolution.forward(
+        input, weight, bias, activation, geometry
+    )  # asks once what oneDNN supports
     with torch.no_grad(), Operators() as operators:
-        torch_convolution.forward(input, weight, bias, 0.2, geometry)
+        torch_convolution.forward(input, weight, bias, activation, geometry)
     return [name.split("::")[1] for name in operators.names]
 
 
-ENOUGH = SMALL // (32 * 64) + 1  # pictures
+ENOUGH = FUSES // (32 * 64)  # pictures
 
 
 def test_onednn_fuses_where_that_pays():
@@ -50,10 +40,34 @@ def test_onednn_fuses_where_that_pays():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_small_input_gets_what_pytorch_itself_takes(transposed, layout):
+def test_a_small_result_gets_what_pytorch_itself_takes(transposed, layout):
     names = forward(ENOUGH - 1, layout, transposed)
     assert names[0] == "convolution"
     assert names[-1] == "leaky_relu_"
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_nothing_is_fused_that_gains_nothing(slope):
+    names = forward(ENOUGH, "channels_last", False, slope)
+    assert names[0] == "convolution"
+    assert names[1:] == (["leaky_relu_"] if slope == 0 else [])
+
+
+CASES = {
+    "padded": {"stride": (2, 1), "padding": (1, 2)},
+    "dilated": {"dilation": (2, 1)},
+    "grouped": {"groups": 4, "stride": (2, 2)},
+}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_results_are_counted_right(case, transposed):
+    plain = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    geometry = Geometry(**{**plain, **CASES[case]}, transposed=transposed, output_padding=(0, 0))
+    input, weight = torch.randn(2, 8, 9, 7), torch.randn(8, 8 // geometry.groups, 3, 4)
+    expected = torch_convolution.linear(input, weight, None, geometry)
+    assert torch_convolution._results(input, weight, geometry) == expected.numel()
 
 
 @pytest.mark.parametrize(
