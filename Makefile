@@ -19,8 +19,9 @@ sanitizers := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-
 # libstdc++ too: without it in the preload, a C++ exception ends the process.
 preload = $$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)
 sanitized := $(CURDIR)/build/sanitize
-sanitizing = LD_PRELOAD="$(preload)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	PYTHONPATH=$(sanitized) FASTGEN_REQUIRE_MODULE=$(sanitized)
+reports := $(sanitized)/report
+sanitizing = LD_PRELOAD="$(preload)" ASAN_OPTIONS=detect_leaks=0:log_path=$(reports) \
+	UBSAN_OPTIONS=print_stacktrace=1:log_path=$(reports) PYTHONPATH=$(sanitized) FASTGEN_REQUIRE_MODULE=$(sanitized)
 
 # What `make emulate` runs: the tests for a GPU, but for those of speed and of machine code, and but for
 # what Triton's interpreter takes minutes for.
@@ -47,14 +48,17 @@ demo: $(VENV)/.train
 test: $(VENV)/.dev lint typecheck
 	FASTGEN_REQUIRE_CUDA_BUILD=$(if $(filter cuda,$(test_build)),1) $(bin)/pytest -n 2
 
-# The kernels for CPUs, in a copy of the package; -s, or a report would be lost with the process.
+# The kernels for CPUs, in a copy of the package; reports go to files, or they would be lost with the process.
 sanitize: $(VENV)/.dev
 	CXXFLAGS="$(sanitizers)" LDFLAGS="$(sanitizers)" FASTGEN_BUILD=cpu FASTGEN_BUILD_DIR=$(sanitized) \
 		$(bin)/python -m build_support --into $(sanitized)
 	@# A read beyond a tensor, planted, has to be found.
-	! $(sanitizing) $(bin)/python tests/planted.py 2> $(sanitized)/planted.log
-	grep -q 'AddressSanitizer: heap-buffer-overflow' $(sanitized)/planted.log
-	$(sanitizing) $(bin)/pytest -q -s -n 0 -p no:cacheprovider --timeout 900 $(SANITIZE)
+	rm -f $(reports).*
+	! $(sanitizing) $(bin)/python tests/planted.py
+	grep -q 'AddressSanitizer: heap-buffer-overflow' $(reports).*
+	rm -f $(reports).*
+	$(sanitizing) $(bin)/pytest -q -n 2 -p no:cacheprovider --timeout 900 $(SANITIZE) || \
+		{ cat $(reports).* 2> /dev/null; exit 1; }
 
 # A CUDA build of torch without CUDA's libraries, which tests/emulation stands in for.
 $(emulation)/.made: tests/emulation/toolkit.py $(wildcard tests/emulation/*.cpp tests/emulation/*.h)

@@ -82,9 +82,10 @@ inline BiasPlan bias_plan(std::int64_t outer, std::int64_t channels, std::int64_
     return plan;
   }
   const std::int64_t base = channels * inner;
-  // A multiple of the least period where there is a small one: no row then ends within a vector.
+  // A multiple of the least period where there is one that is small beside the tensor: no row then
+  // ends within a vector.
   plan.period = base * ceil_div(kBiasLeastPeriod, base);
-  for (std::int64_t even = base; even <= kBiasTile; even += base) {
+  for (std::int64_t even = base; even <= kBiasTile && 8 * even <= total; even += base) {
     if (even % kBiasLeastPeriod != 0) continue;
     plan.period = even;
     break;

@@ -18,6 +18,7 @@ from .compiled_kernels import CONV, TRANSPOSED
 from .cpu_matrix_product import forward_is_product
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
 from .routing import offer
+from .torch_bias_leaky_relu import SMALL
 from .torch_convolution import stands_apart
 from .turned_edge import TurnedEdge
 
@@ -49,11 +50,6 @@ def _activation_wins(input: Tensor, bias: Tensor | None, negative_slope: float) 
     return input.dtype in FAST and (bias is not None or _large(input))
 
 
-# Numbers up to which PyTorch's passes, two for a mask and its sums, cost no more than one of ours,
-# all of it in the cache: a call of an operator of the stable ABI takes the host 1 to 5 us longer.
-SMALL = {torch.float32: 1 << 17, torch.bfloat16: 1 << 15}
-
-
 def _mask_wins(grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float) -> bool:
     """Without a shift PyTorch has it in one pass too, in bfloat16 a slower one."""
     if output.dtype not in FAST:
@@ -73,7 +69,7 @@ def _noise_wins(*arguments: Any) -> bool:
 
 
 def _epilogue_wins(*arguments: Any) -> bool:
-    """Elsewhere oneDNN has the epilogue inside."""
+    """Elsewhere PyTorch's pass behind it costs nothing, or oneDNN has it inside."""
     input, weight, geometry = arguments[0], arguments[1], arguments[-1]
     return (
         input.dtype in FAST

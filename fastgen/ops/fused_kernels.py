@@ -72,25 +72,37 @@ class FusedKernels:
         )
         return pair
 
+    # Ways of the same for calls whose shapes and layouts the operators take as they are. Which
+    # operators is asked in every call: it may depend on modes (see `triton_kernels.operators`).
+
     def mask_way(
         self, grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
     ) -> Callable[..., Tensor]:
-        """`mask` for calls with these layouts: the operator itself, where it takes them."""
-        if torch.compiler.is_compiling() or not is_dense(output) or not same_order(grad, output):
+        as_they_are = is_dense(output) and same_order(grad, output)
+        if torch.compiler.is_compiling() or not as_they_are:
             return self.mask
-        operator = self._operators().leaky_relu_mask
-        if shift is None:
-            return lambda grad, _, output, slope: operator(grad, None, output, slope)
-        return operator if shift.is_contiguous() else self.mask
+        return self._dense_mask if shift is None or shift.is_contiguous() else self.mask
+
+    def _dense_mask(
+        self, grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
+    ) -> Tensor:
+        result: Tensor = self._operators().leaky_relu_mask(grad, shift, output, negative_slope)
+        return result
 
     def mask_sum_way(
         self, grad: Tensor, output: Tensor, negative_slope: float
     ) -> Callable[..., tuple[Tensor, Tensor]]:
-        """`mask_sum` for calls with these layouts, likewise."""
-        if torch.compiler.is_compiling() or not is_dense(output) or not same_order(grad, output):
+        as_they_are = is_dense(output) and same_order(grad, output)
+        if torch.compiler.is_compiling() or not as_they_are:
             return self.mask_sum
-        operator = self._operators().leaky_relu_mask_sum
-        return lambda grad, output, slope: operator(grad, None, output, slope)
+        return self._dense_mask_sum
+
+    def _dense_mask_sum(
+        self, grad: Tensor, output: Tensor, negative_slope: float
+    ) -> tuple[Tensor, Tensor]:
+        pair: tuple[Tensor, Tensor]
+        pair = self._operators().leaky_relu_mask_sum(grad, None, output, negative_slope)
+        return pair
 
     # --- PyTorch's convolution and one pass over its output ---
 
@@ -114,21 +126,23 @@ class FusedKernels:
         activation: Activation,
         geometry: Geometry,
     ) -> Callable[..., Tensor]:
-        """`convolution` for calls with these shapes and layouts: two operators, where it is."""
         nothing = input.numel() == 0 or (bias is None and activation == 1)
         dense = bias is None or bias.is_contiguous()
         if torch.compiler.is_compiling() or activation == "tanh" or nothing or not dense:
             return self.convolution
-        operator = self._operators().bias_leaky_relu_
+        return self._convolution_and_epilogue
 
-        def run(
-            input: Tensor, weight: Tensor, bias: Tensor | None, slope: float, geometry: Geometry
-        ) -> Tensor:
-            output = linear(input, weight, None, geometry)
-            operator(output, bias, slope)
-            return output
-
-        return run
+    def _convolution_and_epilogue(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        negative_slope: float,
+        geometry: Geometry,
+    ) -> Tensor:
+        output = linear(input, weight, None, geometry)
+        self._operators().bias_leaky_relu_(output, bias, negative_slope)
+        return output
 
     def activate_(self, fresh: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
         """Bias and leaky ReLU in place, on a tensor that nobody else holds."""

@@ -8,6 +8,7 @@ one place for a forward and in one for a backward.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from .routing import (
     is_deterministic,
     uses_onednn,
 )
-from .torch_bias_leaky_relu import TorchMask, mask
+from .torch_bias_leaky_relu import SMALL, TorchMask, mask
 from .torch_convolution import are_plain, gradients
 
 MOST_KNOWN = 4096
@@ -84,6 +85,7 @@ def layer(
     if call is None:
         if len(kernels.known) >= MOST_KNOWN:
             kernels.known.clear()
+            kernels.recalled.clear()
         size = input.shape[2], input.shape[3]
         call = LayerCall(activation, geometry, size, kernels.narrowed())
         kernels.known[activation, geometry, tensors] = call
@@ -103,12 +105,14 @@ def _kind_of(input: Tensor, weight: Tensor, bias: Tensor | None) -> Hashable | N
     return (
         is_deterministic(),
         uses_onednn(),
+        type(input),  # tensors without memory are not measured
         input.shape,
         input.stride(),
         input.dtype,
         input.device,
         # Kernels with wide accesses want aligned addresses, so a shifted view is another case.
         input.storage_offset() % 8 == 0,
+        type(weight),
         weight.shape,
         weight.stride(),
         weight.dtype,
@@ -150,8 +154,8 @@ _apply: Callable[..., Tensor] = super(Function, Layer).apply  # see `gradients.a
 
 
 class ChosenPasses(ConvolutionPasses):
-    """The passes of calls that are alike to their layouts and settings: each is its kernel itself,
-    once that is found.
+    """The passes of calls that are alike to their layouts and settings, which is the caller's to
+    know: each is its kernel itself, once that is found.
     """
 
     def __init__(self, kernels: NarrowedConvolution) -> None:
@@ -229,8 +233,18 @@ class LayerCall:
         rest = grad, input, weight, output, self.activation, self._size, self._geometry
         if not is_last_order():
             return layer_gradients(asked, *rest, self._kernels)
-        strides, aligned = grad.stride(), grad.storage_offset() % 8 == 0
-        key = asked, strides, aligned, is_deterministic(), uses_onednn()
+        # What was saved may have been unpacked to another layout, or a weight moved to one.
+        key = (
+            asked,
+            is_deterministic(),
+            uses_onednn(),
+            grad.stride(),
+            grad.storage_offset() % 8 == 0,
+            weight.stride(),
+            weight.storage_offset() % 8 == 0,
+            input if input is None else (input.stride(), input.storage_offset() % 8 == 0),
+            output if output is None else (output.stride(), output.storage_offset() % 8 == 0),
+        )
         way = self._backward.get(key)
         if way is None:
             way = self._backward[key] = self._way(asked, grad, input, weight, output)
@@ -247,18 +261,13 @@ class LayerCall:
         """What computes a backward that nothing will be differentiated through."""
         if self._is_pytorchs(asked, grad, input, weight, output):
             return self._as_pytorch
-        rest = self.activation, self._size, self._geometry, ChosenPasses(self._kernels)
-
-        def by_passes(
-            asked: tuple[bool, ...],
-            grad: Tensor,
-            input: Tensor | None,
-            weight: Tensor,
-            output: Tensor | None,
-        ) -> Gradients:
-            return last_gradients(asked, grad, input, weight, output, *rest)
-
-        return by_passes
+        return partial(
+            last_gradients,
+            activation=self.activation,
+            size=self._size,
+            geometry=self._geometry,
+            kernels=ChosenPasses(self._kernels),
+        )
 
     def _is_pytorchs(
         self,
@@ -280,6 +289,8 @@ class LayerCall:
             if find("mask_sum", grad, output, self.activation)[0] is not TorchMask.mask_sum:
                 return False
             through = output  # the masked gradient has its layout
+        elif grad.numel() >= SMALL.get(grad.dtype, 0):  # a sum of its own is more accurate
+            return False
         if input_too:
             input_run, _ = find("input_gradient", through, weight, self._size, self._geometry)
         weight_run, _ = find("weight_gradient", input, through, weight, self._geometry)

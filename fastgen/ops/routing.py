@@ -146,6 +146,7 @@ class Router:
         for argument in arguments:
             if isinstance(argument, Tensor):
                 words += (
+                    type(argument),  # tensors without memory are not measured
                     argument.shape,
                     argument.stride(),
                     argument.dtype,

@@ -44,14 +44,16 @@ def _onednn_takes(input: Tensor) -> bool:
     )
 
 
-SMALL = 20480
-"""Numbers of an input up to which a transposed convolution is not split into phases."""
+PHASES = 20480
+"""Numbers of an input from which a transposed convolution is split into phases."""
+
 FUSES = 1 << 17
 """Numbers of a result from which its activation gains inside of oneDNN's convolution: as a pass of
 its own it costs no less up to there, and oneDNN's fused operators cost 10 us more a call. Over 150
 random shapes of 8 to 256 channels PyTorch's own way takes 0.76 to 1.0 times as long below (0.96 in
 the mean), 0.97 to 1.06 times to 2^20, and 1.0 to 1.7 times beyond. A bias gains nothing inside.
 """
+
 APART = 1024
 """Numbers of an input up to which a bias stays inside; see `stands_apart`."""
 
@@ -85,7 +87,7 @@ def _forward_way(
         return _bias_apart
     if (
         geometry.transposed
-        and input.numel() > SMALL
+        and input.numel() > PHASES
         and _goes_by_phases(input, weight, geometry.transposed_size(input, weight), geometry)
     ):
         return _by_phases

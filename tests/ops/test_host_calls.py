@@ -5,16 +5,20 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from called import Operators
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastgen
 from fastgen.nn import ConvLeakyReLU2d, ConvTransposeLeakyReLU2d
 from fastgen.ops import backend, checks, gradients, layer_calls, routing
+from fastgen.ops.backend import BACKENDS
 from fastgen.ops.gradients import returning
 
 PACKAGE = str(Path(fastgen.__file__).resolve().parent / "ops")
@@ -212,6 +216,58 @@ def test_calls_are_forgotten_before_they_are_too_many(monkeypatch):
         fastgen.ops.conv2d_bias_leaky_relu(torch.randn(1, 4, size, size), weight)
         assert 1 <= len(router.known) <= 3
         assert 1 <= len(router.recalled) <= 3
+        held = [call for call, _ in router.recalled.values()]
+        assert all(call in router.known.values() for call in held)
+
+
+def test_a_call_on_tensors_without_memory_is_another_one():
+    router = backend.KERNELS["conv2d_bias_leaky_relu", backend.AUTO]
+    router.forget()
+    tensors, mode = [X, torch.randn(5, 4, 3, 3), torch.randn(5)], FakeTensorMode()
+    with mode:
+        fastgen.ops.conv2d_bias_leaky_relu(*map(mode.from_tensor, tensors), 1, 1)
+    fastgen.ops.conv2d_bias_leaky_relu(*tensors, 1, 1)
+    assert len(router.known) == len(router.recalled) == 2
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 6), (16, 64, 16, 16)], ids=str)
+def test_what_was_saved_may_come_back_in_another_layout(shape):
+    last = torch.channels_last
+    channels = shape[1]
+    layer = ConvLeakyReLU2d(channels, channels, 3, padding=1).to(memory_format=last)
+    x = torch.randn(shape).contiguous(memory_format=last).requires_grad_()
+    leaves = [x, layer.weight, layer.bias]
+    grad = torch.randn(shape).contiguous(memory_format=last)
+
+    def turned(tensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+
+    for name in ("auto", "torch", "triton"):
+        if BACKENDS.get(name, BACKENDS["torch"]).missing() or (name == "triton" and channels > 4):
+            continue
+        with backend.backend(name):
+            for saved in (nullcontext, lambda: saved_tensors_hooks(turned, lambda t: t)) * 2:
+                with saved():
+                    output = layer(x)
+                gradients = torch.autograd.grad(output, leaves, grad)
+                if saved is nullcontext:
+                    expected = gradients
+                    assert [g.stride() for g in gradients] == [leaf.stride() for leaf in leaves]
+                for one, other in zip(gradients, expected, strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mode_sees_triton_s_operators_after_calls_that_none_saw():
+    if BACKENDS["triton"].missing():
+        pytest.skip("Triton is not there")
+    layer, x = LAYERS["conv"](), X.clone().requires_grad_()
+    with backend.backend("triton"):
+        for seen in (False, True):
+            with Operators() if seen else nullcontext() as operators:
+                output = layer(x)
+                output.backward(torch.randn(output.shape))
+    assert any(name.startswith("fastgen_triton::") for name in operators.names)
+    assert "fastgen_triton::leaky_relu_mask_sum" in operators.names
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -8,6 +8,7 @@ import multiprocessing
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgen.ops import backend, route_timing, routing
 from fastgen.ops.backend import BackendUnavailable
@@ -82,6 +83,16 @@ def test_the_fastest_runs_and_is_measured_once_per_shape_dtype_and_layout(bench)
         before = len(bench.timed)
         assert chosen(bench, route, other) == "fast"
         assert len(bench.timed) == before + 2
+
+
+def test_a_tensor_without_memory_decides_nothing_for_others(bench):
+    bench.offer("slow", 2e-3)
+    bench.offer("fast", 1e-3)
+    route, mode = router(), FakeTensorMode()
+    with mode:
+        route.run("forward", mode.from_tensor(X))
+    assert bench.calls == ["slow"]
+    assert chosen(bench, route) == "fast"
 
 
 def test_the_table_serves_the_next_process(bench, tmp_path):
