@@ -301,20 +301,8 @@ def _weight_gradient_way(input: Tensor, grad: Tensor, weight: Tensor, geometry: 
 
 
 def _weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    stride, padding, dilation, groups, transposed, output_padding = geometry
-    result: Tensor = aten.convolution_backward.default(
-        grad,
-        input,
-        weight,
-        None,
-        stride,
-        padding,
-        dilation,
-        transposed,
-        output_padding,
-        groups,
-        [False, True, False],
-    )[1]
+    result = gradients((False, True, False), input, grad, weight, geometry)[1]
+    assert result is not None
     return result
 
 
