@@ -75,10 +75,15 @@ def widest(text: str, instruction: str) -> int:
     return max(widths, default=0)
 
 
+def by_kernel(listing: str) -> tuple[list[str], list[str]]:
+    """Names, demangled, and instructions of the kernels in nvdisasm's output."""
+    pieces = SECTION.split(listing)
+    return demangle(pieces[1::2]), pieces[2::2]
+
+
 def summed_up(listing: str, architecture: str) -> list[Code]:
     """The kernels in nvdisasm's output."""
-    pieces = SECTION.split(listing)
-    names, bodies = pieces[1::2], pieces[2::2]
+    names, bodies = by_kernel(listing)
     return [
         Code(
             readable(name),
@@ -87,7 +92,7 @@ def summed_up(listing: str, architecture: str) -> list[Code]:
             widest(body, "STG"),
             tuple(sorted(set(MATRIX.findall(body)))),
         )
-        for name, body in zip(demangle(names), bodies, strict=True)
+        for name, body in zip(names, bodies, strict=True)
     ]
 
 

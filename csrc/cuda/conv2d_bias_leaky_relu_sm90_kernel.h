@@ -1,7 +1,7 @@
 // The kernel behind conv2d_bias_leaky_relu_sm90.h: a CUTLASS 4 collective main loop (TMA im2col,
 // wgmma) with an epilogue that adds the bias and applies leaky ReLU before the output is stored.
 //
-// Each conv2d_bias_leaky_relu_sm90_<tile>_<dtype>.cu makes one kernel from this template.
+// Each conv2d_bias_leaky_relu_sm90_<dtype>.cu makes a kernel per tile shape from this template.
 #pragma once
 
 // Before every other header of CUTLASS, for what it redirects.

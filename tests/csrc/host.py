@@ -77,7 +77,7 @@ def build(
     flags = [
         "-std=c++17",
         "-O1",
-        "-g",
+        "-g1",
         "-fno-omit-frame-pointer",
         *WARNINGS,
         f"-I{ROOT / 'csrc'}",

@@ -303,16 +303,21 @@ def test_the_kernels_gather_by_im2col_and_multiply_on_the_tensor_cores(
         nvdisasm = part("disassembly").find_nvdisasm()
     except part("settings").BuildError as problem:
         pytest.skip(str(problem))
-    assert len(cubins) == len(TILES) * len(DTYPES)
+    kernels = []
     for cubin in cubins:
         done = subprocess.run(
             [nvdisasm, "-c", "-ndf", cubin], capture_output=True, text=True, check=True
         )
-        filters = re.search(r"_\d+x(\d+)_", cubin.name)
-        assert filters is not None
-        multiplied = f"HGMMA.64x{filters[1]}x16.F32" + (".BF16" if "bfloat16" in cubin.name else "")
-        assert re.search(rf"{re.escape(multiplied)}\s", done.stdout), multiplied
-        assert re.search(r"UTMALDG\.4D\.IM2COL", done.stdout)
-        assert re.search(r"UTMASTG\.4D\.IM2COL", done.stdout)
-        assert ("MULTICAST" in done.stdout) == ("128x128" in cubin.name)
-        assert not re.search(r"\b(LDL|STL)\b", done.stdout)
+        names, bodies = part("disassembly").by_kernel(done.stdout)
+        kernels += zip(names, bodies, strict=True)
+    assert len(kernels) == len(TILES) * len(DTYPES)
+    for name, body in kernels:
+        found = re.search(r"(bfloat16|half)_t, .*Tile<(\d+), (\d+)", name)
+        assert found is not None
+        dtype, pixels, filters = found.groups()
+        multiplied = f"HGMMA.64x{filters}x16.F32" + (".BF16" if dtype == "bfloat16" else "")
+        assert re.search(rf"{re.escape(multiplied)}\s", body), multiplied
+        assert re.search(r"UTMALDG\.4D\.IM2COL", body)
+        assert re.search(r"UTMASTG\.4D\.IM2COL", body)
+        assert ("MULTICAST" in body) == ((pixels, filters) == ("128", "128"))
+        assert not re.search(r"\b(LDL|STL)\b", body)

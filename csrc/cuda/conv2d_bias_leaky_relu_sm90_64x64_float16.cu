@@ -1,9 +1,0 @@
-#include "cuda/conv2d_bias_leaky_relu_sm90_kernel.h"
-
-namespace fastgen::cuda {
-
-const char* hopper_conv2d_64x64_float16(const HopperConv2dCall& call, void* stream) {
-  return launch_hopper_conv2d<cutlass::half_t, Tile64x64>(call, stream);
-}
-
-}  // namespace fastgen::cuda
