@@ -456,18 +456,28 @@ FASTGEN_FORMULA float coarse_expm1_of_logvar(float logvar) {
                                  : multiply_add(deviation, deviation, -1.0f);
 }
 
-// Of a float32 divergence. The difference e^l - 1 - l has an absolute error, that of the unit's
-// e^l, and vanishes with l^2. But where it is made less by that error it is too small, and so is
-// the partial sum of e^l's series up to an odd power: the larger of both is right everywhere, by
-// 2^-19 (1 + e^l) at most.
-FASTGEN_FORMULA float coarse_kl_term(float mu, float logvar) {
-  const float deviation = coarse_deviation(logvar);
-  float series = 0x1.111112p-7f;
-  series = multiply_add(series, logvar, 0x1.555556p-5f);
-  series = multiply_add(series, logvar, 0x1.555556p-3f);
-  series = multiply_add(series, logvar, 0.5f);
-  const float direct = multiply_add(deviation, deviation, -1.0f - 0x1.8p-21f) - logvar;
-  return multiply_add(mu, mu, fmaxf(series * (logvar * logvar), direct));
+// The sum of V terms mu^2 + (e^l - 1 - l) of a float32 divergence. The differences e^l - 1 - l have
+// absolute errors, those of the unit's e^l, and vanish with l^2. But where they are made less by
+// that error their sum is too small, and so is that of the series of e^l up to an odd power, here
+// the third: the larger of both sums is right everywhere, by 2^-19 (1 + e^l) a term at most, and by
+// 2^-10 of the sum where that is less, as much as rounding l to 16 bits makes.
+// Terms outside of [begin, end) have to be 0.
+template <int V>
+FASTGEN_FORMULA float coarse_kl_terms(const float (&mu)[V], const float (&logvar)[V],
+                                      int begin = 0, int end = V) {
+  const int count = (end < V ? end : V) - (begin > 0 ? begin : 0);
+  float squares = 0.0f, series = 0.0f;
+  float direct = -static_cast<float>(V) - static_cast<float>(count) * 0x1.8p-21f;
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int v = 0; v < V; ++v) {
+    const float l = logvar[v], deviation = coarse_deviation(l);
+    squares = multiply_add(mu[v], mu[v], squares);
+    direct = multiply_add(deviation, deviation, direct) - l;
+    series = multiply_add(l * l, multiply_add(l, 0x1.555556p-3f, 0.5f), series);
+  }
+  return squares + fmaxf(direct, series);
 }
 
 // The same in float64, for CPUs alone: there the library's functions are good enough.

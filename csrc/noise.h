@@ -36,7 +36,8 @@ struct NoiseElement {
 
 // grad_kl is that of the sample. The terms of a gradient that is absent (through_z, through_kl
 // false) are left out, as 0 times an infinite deviation or growth would be NaN. kCoarse takes the
-// formulas for results of 16 bits.
+// formulas for results of 16 bits; their terms of the divergence are coarse_kl_terms, of many
+// elements at once.
 template <Reparameterization kKind, typename F, bool kCoarse = false>
 FASTGEN_FORMULA NoiseElement<F> noise_element(F mean, F logvar, F grad_z, F grad_kl,
                                               bool through_kl, F eps, bool through_z = true) {
@@ -62,7 +63,7 @@ FASTGEN_FORMULA NoiseElement<F> noise_element(F mean, F logvar, F grad_z, F grad
             F(0.5) * multiply_add(grad_kl, growth, through_noise), F(0)};
   } else if constexpr (kKind == Reparameterization::sample_kl) {
     if constexpr (kCoarse) {
-      return {mean + noise, F(0), coarse_kl_term(mean, logvar)};
+      return {mean + noise, F(0), F(0)};
     } else {
       return {mean + noise, F(0), kl_term(mean, logvar)};
     }

@@ -6,7 +6,8 @@
 // share a counter of the generator, so a thread always takes whole groups of four:
 //
 // `rows`: every sample is one stretch of memory, of whole vectors. A thread takes 16 bytes of it at
-//   a time, one or two groups.
+//   a time, one or two groups. Samples that follow each other are cut as if they were one, but where
+//   a sum over each is wanted.
 // `cut_rows`: the same with samples of any length. Groups count from the first sample; the vector
 //   that two of them share is taken once for each, element by element.
 // `tiles`: anything else, channels_last above all, where the four numbers of a group stand a pixel
@@ -34,12 +35,15 @@ enum class NoisePass { rows, cut_rows, wide_tiles, tiles };
 struct NoisePlan {
   NoisePass pass;
   bool too_large;
-  std::int64_t units;   // of work in a sample: vectors, or groups of V channels
-  std::int64_t splits;  // blocks that share a sample
+  std::int64_t samples;  // all as one where they follow each other and none is summed up
+  std::int64_t units;    // of work in a sample: vectors, or groups of V channels
+  std::int64_t splits;   // blocks that share a sample
   std::int64_t blocks;
   int lanes;  // threads of a block that share a sample, a power of two: 2^lane_bits
   int lane_bits;
   FastDivide by_splits;
+  // rows
+  FastDivide by_sample;  // vectors of a sample
   // tiles
   bool channels_first;  // whether neighbouring threads take neighbouring channels
   FastDivide by_inner;  // the extent of whatever neighbouring threads take
@@ -110,8 +114,18 @@ inline NoisePlan noise_plan(const ReparameterizeCall& call, int element_size,
   plan.pass = noise_pass(call, element_size);
   const int V = 16 / element_size;
   const std::int64_t row = call.channels * call.positions;
+  plan.samples = call.samples;
   if (plan.pass == NoisePass::rows) {
     plan.units = row / V;
+    plan.by_sample = FastDivide(static_cast<std::uint32_t>(plan.units > 0 ? plan.units : 1));
+    const bool dense = all_tensors(call, [&](const void*, const Strides& s) {
+      return call.samples == 1 || s.sample == row;
+    });
+    if (dense && call.kind != Reparameterization::sample_kl &&
+        call.samples * plan.units < std::int64_t{1} << 31) {
+      plan.units *= call.samples;
+      plan.samples = 1;
+    }
   } else if (plan.pass == NoisePass::cut_rows) {
     plan.units = row % V == 0 || call.samples == 1 ? ceil_div(row, V) : row / V + 2;
   } else {
@@ -130,22 +144,24 @@ inline NoisePlan noise_plan(const ReparameterizeCall& call, int element_size,
   // sectors of memory.
   const std::int64_t resident = static_cast<std::int64_t>(multiprocessors) * 2048;
   while (plan.lane_bits < kNoiseBits && (1 << plan.lane_bits) < plan.units) ++plan.lane_bits;
-  while (plan.lane_bits > 3 && (call.samples << (plan.lane_bits - 1)) >= resident) {
+  while (plan.lane_bits > 3 && (plan.samples << (plan.lane_bits - 1)) >= resident) {
     --plan.lane_bits;
   }
   plan.lanes = 1 << plan.lane_bits;
-  // Long ones: all threads of as many blocks as keep it full. For a divergence only half full, and
-  // longer steps, as another kernel adds what several blocks leave.
+  // Long ones: all threads of as many blocks as keep it full. For a divergence only about half
+  // full, which is what its registers allow, and longer steps, as another kernel adds what several
+  // blocks leave.
   plan.splits = 1;
   if (plan.lanes == kNoiseThreads) {
     const bool divergence = call.kind == Reparameterization::sample_kl;
     const std::int64_t steps = ceil_div(plan.units, plan.lanes);
-    const std::int64_t wanted =
-        ceil_div(resident / kNoiseThreads / (divergence ? 2 : 1), call.samples);
+    const std::int64_t room = resident / kNoiseThreads / (divergence ? 2 : 1);
+    const std::int64_t wanted = divergence ? (room + plan.samples / 2) / plan.samples
+                                           : ceil_div(room, plan.samples);
     const std::int64_t least = ceil_div(steps, divergence ? 64 : 8);
     plan.splits = wanted > least ? (wanted < steps ? wanted : steps) : least;
   }
-  plan.blocks = ceil_div(call.samples, kNoiseThreads >> plan.lane_bits) * plan.splits;
+  plan.blocks = ceil_div(plan.samples, kNoiseThreads >> plan.lane_bits) * plan.splits;
   plan.too_large = plan.too_large || plan.blocks >= std::int64_t{1} << 31;
   if (!plan.too_large) plan.by_splits = FastDivide(static_cast<std::uint32_t>(plan.splits));
   return plan;
@@ -226,6 +242,9 @@ FASTGEN_HD float noise_results(const NoiseArguments<T>& a, Offset at, int begin,
     result[v] = element.result;
     grad_logvar[v] = element.grad_logvar;
     kl += element.kl;
+  }
+  if constexpr (kKind == Reparameterization::sample_kl && kCoarseNoise<T>) {
+    kl += coarse_kl_terms(mean, logvar, begin, end);
   }
   noise_store<T, V>(a.result, at(a.result_strides), begin, end, result);
   if constexpr (kKind == Reparameterization::backward) {
@@ -373,7 +392,9 @@ FASTGEN_HD float noise_units(const NoiseArguments<T>& a, const NoisePlace& place
   constexpr bool kThroughKl =
       kKind == Reparameterization::backward && kThrough != Through::z;
   const std::int64_t sample = place.sample;
-  const float grad_kl = kThroughKl ? a.grad_kl[sample * a.grad_kl_stride] : 0.0f;
+  const auto grad_kl_of = [&](std::int64_t index) {
+    return kThroughKl ? a.grad_kl[index * a.grad_kl_stride] : 0.0f;
+  };
   float kl = 0.0f;
   if constexpr (kPass == NoisePass::rows) {
     constexpr std::uint32_t kGroups = kWideExtent<T> / 4;
@@ -384,9 +405,11 @@ FASTGEN_HD float noise_units(const NoiseArguments<T>& a, const NoisePlace& place
     std::uint32_t unit = (place.split << a.plan.lane_bits) + place.lane;
     std::uint32_t group = (index * units + unit) * kGroups;
     for (; unit < units; unit += step, group += step * kGroups) {
+      const float grad_kl = grad_kl_of(index + a.plan.by_sample.quotient(unit));
       kl = noise_row_unit<T, kKind, kThrough>(here, keys, unit, group, grad_kl, kl);
     }
   } else {
+    const float grad_kl = grad_kl_of(sample);
     const std::int64_t step = a.plan.splits << a.plan.lane_bits;
     for (std::int64_t unit =
              (static_cast<std::int64_t>(place.split) << a.plan.lane_bits) + place.lane;
@@ -445,7 +468,7 @@ NoiseArguments<T> noise_arguments(const ReparameterizeCall& call, const NoisePla
           call.grad_z_strides,
           call.result_strides,
           call.grad_logvar_strides,
-          call.samples,
+          plan.samples,
           call.channels,
           call.positions,
           plan};

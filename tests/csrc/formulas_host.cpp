@@ -73,11 +73,22 @@ int main(int, char** arguments) {
     for (std::int64_t i = 0; i < count; ++i) {
       deviation.data()[i] = coarse_deviation(input.data()[i]);
       growth.data()[i] = coarse_expm1_of_logvar(input.data()[i]);
-      kl.data()[i] = coarse_kl_term(0.0f, input.data()[i]);
+      const float mean[1] = {0.0f}, logvar[1] = {input.data()[i]};
+      kl.data()[i] = coarse_kl_terms(mean, logvar);
     }
     deviation.write(folder + "/deviation.bin");
     growth.write(folder + "/growth.bin");
     kl.write(folder + "/kl.bin");
+  } else if (formula == "coarse_kl") {  // eight means, eight logvars
+    host::Buffer<float> input(count * 16), output(count);
+    input.read(folder + "/input.bin");
+    for (std::int64_t i = 0; i < count; ++i) {
+      float mean[8], logvar[8];
+      std::memcpy(mean, input.data() + 16 * i, sizeof(mean));
+      std::memcpy(logvar, input.data() + 16 * i + 8, sizeof(logvar));
+      output.data()[i] = coarse_kl_terms(mean, logvar);
+    }
+    output.write(folder + "/output.bin");
   } else if (formula == "conversions") {  // every 16-bit pattern to float32, float32 values back
     host::Buffer<float> from_bfloat16(65536), from_float16(65536), input(count);
     host::Buffer<std::uint16_t> to_bfloat16(count), to_float16(count);

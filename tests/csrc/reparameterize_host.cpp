@@ -179,7 +179,7 @@ void run_large(std::int64_t samples, std::int64_t row) {
   const NoiseArguments<BFloat16> a = noise_arguments<BFloat16>(call, plan);
   // The blocks of the two vectors behind which the last sample ends.
   const std::int64_t batches = plan.blocks / plan.splits;
-  const std::int64_t last = (count - 1) / 8 - (samples - 1) * row / 8;
+  const std::int64_t last = (count - 1) / 8 - (plan.samples - 1) * row / 8;
   for (std::int64_t unit = last - 1; unit <= last; ++unit) {
     run_block<BFloat16>(call, a, (batches - 1) * plan.splits + unit / plan.lanes % plan.splits);
   }

@@ -265,9 +265,19 @@ def test_plans_fill_the_chip_for_long_and_for_many_samples(program, tmp_path):
     long = check(program, tmp_path, (2, 40_001, 1), multiprocessors=132)
     assert {lanes for _, lanes, _ in long} == {128}
     assert all(splits > 30 for *_, splits in long)
-    for row in (133, 136):
-        many = check(program, tmp_path, (1000, row, 1), multiprocessors=2)
+    chunk = ("chunk", "chunk", "contiguous", "contiguous")
+    for row, layouts in ((133, ("contiguous",) * 4), (136, chunk)):
+        many = check(program, tmp_path, (1000, row, 1), layouts, multiprocessors=2)
         assert {plan[1:] for plan in many} == {(8, 1)}
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1), (5, 4, 1), (3, 2, 8), (31, 24, 1), (1000, 136, 1)])
+def test_samples_that_follow_each_other_are_cut_as_one(program, tmp_path, shape):
+    """But where each is summed up, and there by 8 threads where samples are many."""
+    plans = check(program, tmp_path, shape, multiprocessors=2)
+    assert {name for name, *_ in plans} == {"rows"}
+    if shape[0] == 1000:
+        assert {lanes for _, lanes, _ in plans} == {8, 128}
 
 
 def test_an_absent_gradient_adds_nothing_even_where_the_other_overflows(program, tmp_path):
