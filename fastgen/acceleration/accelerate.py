@@ -30,7 +30,9 @@ def accelerate(
       without branches that `torch.fx` traces, if nothing else reads what lies between. A transposed
       convolution takes in `Tanh` as well.
 
-    Outputs and gradients to the second order are the original's within rounding. Nothing of the
+    Outputs and gradients to the second order are the original's within rounding; gradients that are
+    zero everywhere, such as a penalty's in biases, are None, and `torch.autograd.grad` wants
+    ``allow_unused=True`` for them. Nothing of the
     model changes but classes and memory formats: parameters (the same objects, so optimizers keep
     working), buffers, hooks, attributes, names, state_dict, flags; it can be copied and pickled. A
     layer with a hook on its output takes no activation in, and one that a caller uses on its own
@@ -40,7 +42,8 @@ def accelerate(
         model: changed in place. Accelerate it before DistributedDataParallel or `torch.compile`.
         channels_last: keep the weights of replaced convolutions in channels_last, so that they
             answer in it whatever layout the images have. `tensor.view` in a forward of the user's
-            that does not fit this layout copies, as `reshape` does.
+            that does not fit this layout copies, as `reshape` does. What optimizers remember of the
+            weights is moved before their next step.
         dry_run: change nothing; return the report of what would be.
         fold_batchnorm: fold each `BatchNorm2d` that stands in evaluation mode directly behind a
             convolution into it. Parameters and statistics stay as they are. The folded weights are
@@ -64,7 +67,7 @@ def accelerate(
         fastgen.accelerate(critic)
     """
     refuse(model)
-    survey = Survey(model, fold=fold_batchnorm)
+    survey = Survey(model, fold=fold_batchnorm, channels_last=channels_last)
     if not dry_run:
         _forget_stale(survey)
         for module in survey.exchanged:

@@ -11,14 +11,15 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from fastgen.nn import ConvLeakyReLU2d, ConvTransposeLeakyReLU2d, LinearLeakyReLU
-from fastgen.ops import bias_leaky_relu, conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
+from fastgen.nn.linear import linear_bias_leaky_relu
+from fastgen.ops import conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
 
-from .activations import MODULES, leaky_relu
+from .activations import MODULES, Call, leaky_relu
 from .classes import Accelerated, makes_classes
 from .epilogues import NOTHING, Epilogue
 from .folding import Folds, folded
 from .pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from .rerouting import announce, asked, met, undisturbed
+from .rerouting import announce, asked, met, undisturbed, wrote
 
 
 class Conv2d(Accelerated, Folds, ConvLeakyReLU2d):
@@ -95,10 +96,8 @@ class Linear(Accelerated, LinearLeakyReLU):
             output = nn.Linear.forward(self, input)
         else:
             with undisturbed(input):
-                product = nn.functional.linear(input, self.weight)
-                bias = None if self.bias is None else self.bias.to(product.dtype)
-                rows = product.reshape(-1, self.out_features)
-                output = bias_leaky_relu(rows, bias, cast(float, activation)).view(product.shape)
+                slope = cast(float, activation)
+                output = linear_bias_leaky_relu(input, self.weight, self.bias, slope)
         if by_frame is not None:
             announce(output, by_frame)
         return output
@@ -106,18 +105,22 @@ class Linear(Accelerated, LinearLeakyReLU):
 
 class LeakyReLU(Accelerated, nn.LeakyReLU):
     def forward(self, input: Tensor) -> Tensor:
-        if met(input):
-            return input
-        with undisturbed(input):
-            return leaky_relu(input, MODULES[nn.LeakyReLU](self))
+        return _activated(input, MODULES[nn.LeakyReLU](self))
 
 
 class ReLU(Accelerated, nn.ReLU):
     def forward(self, input: Tensor) -> Tensor:
-        if met(input):
-            return input
-        with undisturbed(input):
-            return leaky_relu(input, MODULES[nn.ReLU](self))
+        return _activated(input, MODULES[nn.ReLU](self))
+
+
+def _activated(input: Tensor, call: Call) -> Tensor:
+    if met(input, call.activation):
+        return input
+    with undisturbed(input):
+        output = leaky_relu(input, call)
+    if call.inplace:
+        wrote(input)
+    return output
 
 
 class AvgPool2d(Accelerated, nn.AvgPool2d):

@@ -1,9 +1,12 @@
-"""The memory format of a convolution's weights: to channels_last, and back."""
+"""The memory format of a convolution's weights, and of what an optimizer keeps of them."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 
 def to_channels_last(layer: nn.Module) -> None:
@@ -29,6 +32,31 @@ def to_original(layer: nn.Module) -> None:
 
 def _move(parameter: nn.Parameter, memory_format: torch.memory_format) -> None:
     """The gradient goes along: autograd wants it in the layout of its parameter."""
+    _watch_optimizers()
     parameter.data = parameter.data.contiguous(memory_format=memory_format)
     if parameter.grad is not None:
         parameter.grad = parameter.grad.contiguous(memory_format=memory_format)
+
+
+def lay_out_state(optimizer: Optimizer, dimensions: int | None = None) -> None:
+    """Give what an optimizer keeps of each parameter (those of so many dimensions) that one's
+    memory format.
+
+    A fused optimizer walks through the memory of both at once and does not look at strides. What it
+    keeps is laid out as the parameter was when it began, and contiguous after a file was loaded.
+    """
+    for parameter, kept in optimizer.state.items():
+        if not isinstance(parameter, Tensor) or dimensions not in (None, parameter.dim()):
+            continue
+        for key, value in kept.items():
+            alike = type(value) is Tensor and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
+                kept[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    """Before every step of any optimizer from now on: it may be one whose parameters have moved, or
+    one that has loaded its state since.
+    """
+    register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: lay_out_state(optimizer, 4))

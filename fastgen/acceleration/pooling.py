@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from fastgen.ops import checks
+from fastgen.ops.gradients import transforms_are_active
 
 aten = torch.ops.aten
 
@@ -58,6 +59,7 @@ def _fits(input: object) -> bool:
         and input.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not transforms_are_active()
     )
 
 

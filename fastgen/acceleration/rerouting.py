@@ -5,7 +5,8 @@ While it runs, a `TorchFunctionMode` takes over:
 * `relu`, `leaky_relu` as functions or methods of a tensor, convolutions and pooling as functions:
   computed by fastgen's;
 * `tensor.view(...)` of a channels_last tensor, which PyTorch refuses where it would have to copy:
-  `reshape`, which copies;
+  `reshape`, which copies; that what is written to one of the two does not reach the other is an
+  error as soon as the other is used;
 * where the forward's `Plan` says that a layer takes in what stands behind it: the layer is asked
   to, and the activation that then meets the layer's output returns it as it is.
 """
@@ -15,10 +16,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastgen.ops import checks, conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
+from fastgen.ops.convolution import Activation
 
 from . import pooling
 from .activations import FUNCTIONS, Call, leaky_relu
@@ -63,14 +66,24 @@ class _Frame:
     the activation that they had already.
     """
 
-    def __init__(self, epilogues: dict[int, Epilogue]) -> None:
+    def __init__(self, module: nn.Module, epilogues: dict[int, Epilogue]) -> None:
+        self.module = module
         self.epilogues = epilogues
         self.outputs: dict[int, tuple[Tensor, Epilogue]] = {}
 
 
 class _Running(threading.local):
+    """The forwards that run, one inside of the other.
+
+    Attributes:
+        copies: what `view` had to copy, and of what.
+        stale: of those the ones that lack what was written to the other.
+    """
+
     def __init__(self) -> None:
         self.frames: list[_Frame] = []
+        self.copies: list[tuple[Tensor, Tensor]] = []
+        self.stale: list[Tensor] = []
 
 
 _running = _Running()
@@ -86,15 +99,17 @@ def announce(output: Tensor, epilogue: Epilogue) -> None:
     _running.frames[-1].outputs[id(output)] = (output, epilogue)
 
 
-def met(input: Tensor, *, norm: bool = False) -> bool:
-    """Whether a normalization or an activation meets an output that has had it already."""
+def met(input: Tensor, activation: Activation | None) -> bool:
+    """Whether an activation, or a normalization (None), meets an output that has had it already."""
     if not _running.frames:
         return False
     outputs = _running.frames[-1].outputs
     output, left = outputs.get(id(input), (None, NOTHING))
-    if output is not input or norm != (left.norm is not None):
+    if output is not input or (activation is None) != (left.norm is not None):
         return False
-    left = Epilogue(None, left.activation if norm else 1.0)
+    if activation not in (None, left.activation):
+        raise _no_longer(_running.frames[-1].module, f"met {activation} instead")
+    left = Epilogue(None, 1.0 if activation is not None else left.activation)
     if left == NOTHING:
         del outputs[id(input)]
     else:
@@ -116,11 +131,14 @@ def _activate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     if "out" in kwargs:
         return function(*args, **kwargs)
     input, call = FUNCTIONS[function](*args, **kwargs)
-    if met(input):
+    if met(input, call.activation):
         return input
     if call.activation == "tanh" or not isinstance(input, Tensor):
         return function(*args, **kwargs)
-    return leaky_relu(input, call)
+    output = leaky_relu(input, call)
+    if call.inplace:
+        wrote(input)
+    return output
 
 
 def _convolve(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -143,22 +161,81 @@ def _pool(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _normalize(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args and met(args[0], norm=True) else function(*args, **kwargs)
+    return args[0] if args and met(args[0], None) else function(*args, **kwargs)
 
 
 def _view(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    tensor, *shape = args
-    if (
-        not isinstance(tensor, Tensor)
-        or kwargs
-        or tensor.is_contiguous()
-        or any(isinstance(s, torch.dtype) for s in shape)
-    ):
+    tensor = args[0] if args else None
+    if not isinstance(tensor, Tensor) or tensor.is_contiguous():
         return function(*args, **kwargs)
     try:
-        return function(*args)
+        return function(*args, **kwargs)
     except RuntimeError:
-        return tensor.reshape(*shape)
+        shape = _viewed_as(*args[1:], **kwargs)
+        if shape is None:
+            raise
+        copy = tensor.reshape(shape)
+        _running.copies.append((copy, tensor))
+        return copy
+
+
+def _viewed_as(*size: Any, **named: Any) -> Any:
+    """The shape that the arguments of `view` or `view_as` ask for; None where it is a dtype."""
+    (first, *_) = size = (*size, *named.values())
+    if isinstance(first, Tensor):
+        return first.shape
+    return None if isinstance(first, torch.dtype) else size if isinstance(first, int) else first
+
+
+# --- copies that should have been views ---
+
+
+def wrote(tensor: object) -> None:
+    """Something has written to a tensor: what is a copy of it, or it of what, has not got it."""
+    if _running.copies and isinstance(tensor, Tensor):
+        for one, other in _running.copies:
+            if _share(tensor, one):
+                _running.stale.append(other)
+            elif _share(tensor, other):
+                _running.stale.append(one)
+
+
+def _refuse_stale(*values: Any) -> None:
+    """An error where one of these lacks what was written to what it is a copy of."""
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            _refuse_stale(*value)
+        elif isinstance(value, dict):
+            _refuse_stale(*value.values())
+        elif isinstance(value, Tensor) and any(_share(value, stale) for stale in _running.stale):
+            raise RuntimeError(
+                "a tensor in channels_last is used, of which `view` had to make a copy, after one "
+                "of the two was written to in place: in the other the change is missing. Write to "
+                "it before the view, or call fastgen.accelerate(model, channels_last=False)"
+            )
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie in the same memory."""
+    if one is other or type(one) is not Tensor or type(other) is not Tensor:
+        return one is other
+    with torch._C.DisableTorchFunction():
+        return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
+
+
+IN_PLACE = re.compile(r"[a-z0-9_]*[a-z0-9]_|__setitem__|__i[a-z]+__")
+
+
+def _guarded(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function while there are copies that should have been views."""
+    take_over = REROUTED.get(function)
+    if _running.stale:
+        _refuse_stale(args, kwargs)
+    result = function(*args, **kwargs) if take_over is None else take_over(function, args, kwargs)
+    if IN_PLACE.fullmatch(getattr(function, "__name__", "")) or kwargs.get("inplace"):
+        wrote(args[0] if args else kwargs.get("input"))
+    wrote(kwargs.get("out"))
+    return result
 
 
 REROUTED: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
@@ -167,6 +244,7 @@ REROUTED: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     **dict.fromkeys(pooling.FUNCTIONS, _pool),
     F.batch_norm: _normalize,
     torch.Tensor.view: _view,
+    torch.Tensor.view_as: _view,
 }
 NAMES = {
     "relu", "relu_", "leaky_relu", "leaky_relu_", "conv2d", "conv_transpose2d",
@@ -179,6 +257,8 @@ class Rerouting(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if _running.copies:
+            return _guarded(func, args, kwargs or {})
         take_over = REROUTED.get(func)
         if take_over is None:
             return func(*args, **(kwargs or {}))
@@ -191,15 +271,17 @@ class Reshaping(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.Tensor.view and not isinstance(args[-1], torch.dtype):
-            func = torch.Tensor.reshape
+        if func in (torch.Tensor.view, torch.Tensor.view_as):
+            shape = _viewed_as(*args[1:], **(kwargs or {}))
+            if shape is not None:
+                return torch.Tensor.reshape(args[0], shape)
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
 def rerouting(module: nn.Module, plan: Plan, *, fold: bool) -> Iterator[None]:
     """Run what the `with` holds as a forward of `module`."""
-    frame = _Frame(_epilogues(module, plan, fold=fold))
+    frame = _Frame(module, _epilogues(module, plan, fold=fold))
     outermost = not _running.frames
     _running.frames.append(frame)
     try:
@@ -207,12 +289,18 @@ def rerouting(module: nn.Module, plan: Plan, *, fold: bool) -> Iterator[None]:
             yield
     finally:
         _running.frames.pop()
+        if outermost:
+            _running.copies, _running.stale = [], []
     if frame.outputs:
-        raise RuntimeError(
-            f"{type(module).__name__}: a layer took its activation in, but the forward did not go "
-            "on to that activation: it is no longer what it was when the model was accelerated. "
-            "Call fastgen.restore(model), and fastgen.accelerate(model) again"
-        )
+        raise _no_longer(module, "did not go on to that activation")
+
+
+def _no_longer(module: nn.Module, what: str) -> RuntimeError:
+    return RuntimeError(
+        f"{type(module).__name__}: a layer took its activation in, but the forward {what}: it is "
+        "no longer what it was when the model was accelerated. Call fastgen.restore(model), and "
+        "fastgen.accelerate(model) again"
+    )
 
 
 def _epilogues(module: nn.Module, plan: Plan, *, fold: bool) -> dict[int, Epilogue]:
@@ -280,7 +368,10 @@ def _rerouted(method: FunctionType, *, planned: bool) -> Callable[..., Any]:
             # A method of a module whose forward is running stays in that forward's frame.
             return method(self, *args, **kwargs)
         with rerouting(self, plan, fold=self.__dict__.get("_accelerated_fold", False)):
-            return method(self, *args, **kwargs)
+            result = method(self, *args, **kwargs)
+            if _running.stale:
+                _refuse_stale(result)
+            return result
 
     return run
 
@@ -289,7 +380,8 @@ def mentions_rerouted(kind: type[nn.Module]) -> bool:
     """Whether a method of the class, or a function that it calls by name, mentions something
     rerouted.
     """
-    methods = [inspect.getattr_static(kind, name) for name in dir(kind)]
+    found = [inspect.getattr_static(kind, name) for name in dir(kind)]
+    methods = [getattr(m, "__func__", m) for m in found]  # of static and class methods
     return any(
         isinstance(method, FunctionType) and is_users(method.__code__) and mentions(method)
         for method in methods
@@ -323,6 +415,8 @@ def mentions(function: FunctionType) -> bool:
             if NAMES.intersection(code.co_names):
                 return True
             named = [current.__globals__.get(name) for name in code.co_names]
+            modules = [found for found in named if isinstance(found, ModuleType)]
+            named += [getattr(m, name, None) for m in modules for name in code.co_names]
             waiting += [f for f in named if isinstance(f, FunctionType) and is_users(f.__code__)]
     return False
 

@@ -15,7 +15,7 @@ from fastgen.ops.convolution import Activation
 from .activations import FUNCTIONS
 from .classes import original_class, subclass_of
 from .containers import is_sequence
-from .epilogues import ACTIVATES, MAY_BE_OVERWRITTEN, behind
+from .epilogues import ACTIVATES, FOLDS, MAY_BE_OVERWRITTEN, behind
 from .layers import LAYERS
 from .obstacles import is_candidate, obstacle
 from .report import Row
@@ -34,8 +34,9 @@ class Survey:
         rows: what the report says.
     """
 
-    def __init__(self, model: nn.Module, *, fold: bool) -> None:
+    def __init__(self, model: nn.Module, *, fold: bool, channels_last: bool) -> None:
         self.fold = fold
+        self.channels_last = channels_last
         self.modules = dict(model.named_modules())
         self.names = {id(module): name or "(model)" for name, module in self.modules.items()}
         places = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
@@ -123,8 +124,16 @@ class Survey:
         if is_sequence(kind):
             return any(isinstance(layer, ACTIVATES) for layer in module._modules.values())
         if has_users_forward(module):
-            return id(module) in self.plans or needs_rerouting(module)
+            # A map in channels_last may meet a `view` in any code that the forward calls.
+            maps = self.channels_last and any(map(self._answers_in_channels_last, module.modules()))
+            return maps or self._is_rerouted(module)
         return isinstance(module, tuple(LAYERS))
+
+    def _answers_in_channels_last(self, module: nn.Module) -> bool:
+        return isinstance(module, FOLDS) and id(module) not in self.left
+
+    def _is_rerouted(self, module: nn.Module) -> bool:
+        return id(module) in self.plans or needs_rerouting(module)
 
     # --- what is said ---
 
@@ -148,7 +157,9 @@ class Survey:
                 yield Row(name, kind, f"part of {parts}", "")
             elif has_users_forward(module) and _is_replaced_on_the_instance(module):
                 yield Row(name, kind, "", "its forward was replaced on the instance")
-            elif key in exchanged and not is_sequence(original_class(module)):
+            elif is_sequence(original_class(module)):
+                continue
+            elif key in exchanged and self._is_rerouted(module):
                 yield Row(name, kind, "its functions fastgen's", self.untraced.get(key, ""))
 
     def _why_not_folded(self, norm: nn.BatchNorm2d) -> str:

@@ -11,7 +11,7 @@ import dis
 import gc
 import operator
 import sys
-from collections import Counter
+from collections import Counter, deque
 from types import CodeType, FrameType
 from typing import Any
 
@@ -191,7 +191,7 @@ def _twin(module: nn.Module) -> nn.Module:
     kind = original_class(module)
     twin = kind.__new__(kind)
     twin.__dict__ = {
-        name: value.copy() if isinstance(value, (dict, list, set)) else value
+        name: value.copy() if isinstance(value, (dict, list, set, deque)) else value
         for name, value in module.__dict__.items()
     }
     return twin

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastgen.ops import checks, conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
 
-from .conversion import share, slope_of, with_activation
+from .conversion import check_computes_as, share, slope_of, with_activation
 
 
 class ConvLeakyReLU2d(nn.Conv2d):
@@ -63,7 +63,12 @@ class ConvLeakyReLU2d(nn.Conv2d):
     def from_torch(cls, conv: nn.Conv2d, activation: nn.Module | None = None) -> ConvLeakyReLU2d:
         """The layer for `conv` followed by `activation` (LeakyReLU, ReLU or None); it shares
         conv's parameters.
+
+        Raises:
+            TypeError: another activation; a subclass with a forward of its own; a parametrized
+                weight.
         """
+        check_computes_as(conv, nn.Conv2d)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -154,7 +159,12 @@ class ConvTransposeLeakyReLU2d(nn.ConvTranspose2d):
     ) -> ConvTransposeLeakyReLU2d:
         """The layer for `conv` followed by `activation` (LeakyReLU, ReLU, Tanh or None); it shares
         conv's parameters.
+
+        Raises:
+            TypeError: another activation; a subclass with a forward of its own; a parametrized
+                weight.
         """
+        check_computes_as(conv, nn.ConvTranspose2d)
         tanh = isinstance(activation, nn.Tanh)
         layer = cls(
             conv.in_channels,

@@ -31,12 +31,41 @@ def activation_of(negative_slope: float) -> nn.Module | None:
     return nn.ReLU() if negative_slope == 0 else nn.LeakyReLU(negative_slope)
 
 
+def check_computes_as(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """Refuse what is no layer of this kind, or a subclass that may compute something else.
+
+    Raises:
+        TypeError: with what to do.
+    """
+    if not isinstance(layer, kind):
+        raise TypeError(f"the layer must be an nn.{kind.__name__} (got {type(layer).__name__})")
+    for name in ("forward", "_conv_forward", "_output_padding"):
+        if getattr(type(layer), name, None) is not getattr(kind, name, None):
+            raise TypeError(
+                f"{type(layer).__name__} has a {name} of its own, which may compute something else "
+                f"than nn.{kind.__name__} does; make an nn.{kind.__name__} of its parameters first"
+            )
+
+
 def share(source: nn.Module, target: nn.Module) -> None:
     """Give `target` the very parameters of `source`: no copy, so optimizers and tied weights stay
     right.
+
+    Raises:
+        TypeError: one of them is computed anew at each call, by a parametrization.
     """
-    for name, parameter in source.named_parameters(recurse=False):
-        setattr(target, name, parameter)
+    for name, parameter in target._parameters.items():
+        if parameter is None:
+            continue
+        shared = source._parameters.get(name)
+        if shared is None:
+            raise TypeError(
+                f"the {name} of {type(source).__name__} is no parameter but computed from others "
+                "(by spectral_norm, weight_norm or another parametrization): convert the layer "
+                "first and parametrize the result, or let fastgen.accelerate(model) exchange it "
+                "with its parametrization"
+            )
+        setattr(target, name, shared)
     target.train(source.training)
 
 

@@ -10,7 +10,19 @@ from torch import Tensor, nn
 from fastgen.ops import bias_leaky_relu, checks
 from fastgen.ops.geometry import autocast
 
-from .conversion import share, slope_of, with_activation
+from .conversion import check_computes_as, share, slope_of, with_activation
+
+
+def linear_bias_leaky_relu(
+    input: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float
+) -> Tensor:
+    """leaky_relu(x W^T + b), under autocast in its precision."""
+    input, weight, bias = autocast(input, weight, bias)
+    if input.device.type == "cpu":  # a product there adds a bias for nothing
+        return bias_leaky_relu(F.linear(input, weight, bias), None, negative_slope)
+    product = F.linear(input, weight)
+    rows = product.reshape(-1, weight.shape[0])
+    return bias_leaky_relu(rows, bias, negative_slope).view(product.shape)
 
 
 class LinearLeakyReLU(nn.Linear):
@@ -33,13 +45,7 @@ class LinearLeakyReLU(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.negative_slope == 1:
             return super().forward(input)
-        input, weight, bias = autocast(input, self.weight, self.bias)
-        if input.device.type == "cpu":  # a product there adds a bias for nothing
-            return bias_leaky_relu(F.linear(input, weight, bias), None, self.negative_slope)
-        product = F.linear(input, weight)
-        bias = None if bias is None else bias.to(product.dtype)
-        rows = product.reshape(-1, self.out_features)
-        return bias_leaky_relu(rows, bias, self.negative_slope).view(product.shape)
+        return linear_bias_leaky_relu(input, self.weight, self.bias, self.negative_slope)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, negative_slope={self.negative_slope:g}"
@@ -48,7 +54,12 @@ class LinearLeakyReLU(nn.Linear):
     def from_torch(cls, linear: nn.Linear, activation: nn.Module | None = None) -> LinearLeakyReLU:
         """The layer for `linear` followed by `activation` (LeakyReLU, ReLU or None); it shares
         linear's parameters.
+
+        Raises:
+            TypeError: another activation; a subclass with a forward of its own; a parametrized
+                weight.
         """
+        check_computes_as(linear, nn.Linear)
         layer = cls(
             linear.in_features,
             linear.out_features,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastgen.acceleration.layouts import lay_out_state
 from fastgen.models import Losses, Model
 from fastgen.ops.casts import Casts
 from fastgen.ops.gradients import returning
@@ -226,7 +227,7 @@ class Stepper:
             self._average.load(checkpoint.tensors["ema"])
         for name, optimizer in zip(names, self.optimizers, strict=True):
             optimizer.load_state_dict(_run_as(optimizer, optimizers[name]))
-            _lay_out_like_parameters(optimizer)
+            lay_out_state(optimizer)
         self.graphs.forget()
 
     def _forward(self, place: int, batch: Batch) -> Losses:
@@ -389,11 +390,3 @@ def _in_layout_of(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
-
-
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    # Files hold contiguous tensors; see _in_layout_of.
-    for parameter, remembered in optimizer.state.items():
-        for key, value in remembered.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                remembered[key] = torch.empty_like(parameter).copy_(value)

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 
+def flat(maps: Tensor) -> Tensor:
+    """One row for each picture, as helpers of many projects make it."""
+    return maps.view(len(maps), -1)
+
+
 def dcgan_discriminator(width: int = 4) -> nn.Module:
     """Radford, Metz, Chintala 2016: strides, batch normalization, LeakyReLU in place."""
     layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]

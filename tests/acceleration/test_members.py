@@ -143,6 +143,46 @@ def test_layouts_of_weights_and_gradients_move_together_and_back():
     assert [(p.stride(), p.grad.stride()) for p in model.parameters()] == strides
 
 
+OPTIMIZERS = {
+    "adam fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "sgd fused": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, fused=True),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("change", ["accelerate", "restore", "load"])
+def test_what_an_optimizer_remembers_moves_along(optimizer, change):
+    """A fused one goes by memory: what it keeps of a weight must lie as the weight does."""
+    original = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(), nn.Conv2d(8, 4, 3)).double()
+    model = copy.deepcopy(original)
+    networks = {
+        network: OPTIMIZERS[optimizer](network.parameters()) for network in (original, model)
+    }
+    x = images(4, 3, 9, 9)
+    if change == "restore":
+        accelerate(model)
+    for step in range(6):
+        if step == 3:
+            if change == "restore":
+                fastgen.restore(model)
+            else:
+                accelerate(model)
+        if step == 3 and change == "load":
+            state = copy.deepcopy(networks[model].state_dict())
+            networks[model] = OPTIMIZERS[optimizer](model.parameters())
+            networks[model].load_state_dict(state)
+        for network, optimizing in networks.items():
+            optimizing.zero_grad()
+            network(x).square().mean().backward()
+            optimizing.step()
+    for ours, theirs in zip(model.parameters(), original.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    weight = model[0].weight
+    kept = next(iter(v for v in networks[model].state[weight].values() if v.dim() == 4))
+    assert kept.stride() == weight.stride()
+
+
 def test_a_restored_model_keeps_what_was_learned():
     model, original, _ = accelerated(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     for network in (model, original):

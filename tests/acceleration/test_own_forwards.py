@@ -6,7 +6,9 @@ import copy
 import functools
 import gc
 import threading
+from collections import deque
 
+import architectures
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,8 @@ from comparing import (
     images,
 )
 from torch import nn
+
+import fastgen
 
 
 def activated(x):
@@ -180,12 +184,13 @@ class Counting(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.register_buffer("calls", torch.zeros(1))
-        self.history, self.steps = [], 0
+        self.history, self.steps, self.last = [], 0, deque(maxlen=2)
 
     def forward(self, x):
         self.calls += 1
         self.steps += 1
         self.history.append(self.steps)
+        self.last.append(x)
         return F.relu(self.conv(x)) + torch.rand(1)
 
 
@@ -194,7 +199,7 @@ def test_looking_at_a_forward_leaves_no_trace_of_it():
     before = torch.get_rng_state()
     accelerate(model, dry_run=True)
     accelerate(model)
-    assert (model.calls.item(), model.steps, model.history) == (0, 0, [])
+    assert (model.calls.item(), model.steps, model.history, len(model.last)) == (0, 0, [], 0)
     assert torch.equal(torch.get_rng_state(), before)
     x = torch.randn(1, 3, 5, 5)
     assert not torch.equal(model(x), model(x))
@@ -254,6 +259,156 @@ def test_view_keeps_its_other_meanings_and_its_errors():
         assert ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape
     torch.testing.assert_close(model(x)[0], original(x)[0])
+
+
+class Flattening(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.flatten(self.conv(x))
+
+
+HELD = {"flat": lambda h: h.view(len(h), -1)}
+FLATTEN = {
+    "static": staticmethod(HELD["flat"]),
+    "of the class": classmethod(lambda cls, h: h.view(len(h), -1)),
+    "of a module": lambda self, h: architectures.flat(h),
+    "held": lambda self, h: HELD["flat"](h),
+    "view_as": lambda self, h: h.view_as(h.new_zeros(len(h), h[0].numel())),
+    "by name": lambda self, h: h.view(size=(len(h), -1)),
+}
+
+
+@pytest.mark.parametrize("way", FLATTEN)
+def test_view_copies_however_it_is_reached(way):
+    kind = type("OneWay", (Flattening,), {"flatten": FLATTEN[way]})
+    model, original, _ = accelerated(kind())
+    assert_same_model(model, original, images(2, 3, 6, 6))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    x = images(2, 3, 6, 6)
+    torch.testing.assert_close(compiled(x), original(x))
+    grad = torch.func.grad(lambda x: model(x).square().sum())(x)
+    torch.testing.assert_close(grad, torch.func.grad(lambda x: original(x).square().sum())(x))
+    fastgen.restore(model)
+    assert type(model) is kind
+
+
+def add_to_view(h):
+    h.view(len(h), -1).add_(1)
+    return h
+
+
+def set_in_view(h):
+    h.view(len(h), -1)[:, 0] = 7
+    return h[:, 1:], {"whole": [h]}
+
+
+def relu_of_view(h):
+    F.relu(h.view(len(h), -1), inplace=True)
+    return (h * 2,)
+
+
+def write_out_to_view(h):
+    torch.neg(h, out=h.view(h.shape[0], -1).view_as(h))
+    return torch.cat([h, h])
+
+
+def add_to_map(h):
+    flat = h.view(len(h), -1)
+    h += 1
+    return flat.sum()
+
+
+def module_on_view(h):
+    nn.ReLU(inplace=True)(h.view(len(h), -1))
+    return h.sum()
+
+
+def use_view_alone(h):
+    flat = h.view(len(h), -1)
+    flat += 1
+    return F.leaky_relu_(flat, 0.1)[:, 1:]
+
+
+class Writing(nn.Module):
+    def __init__(self, write):
+        super().__init__()
+        self.conv, self.write = nn.Conv2d(3, 4, 3), write
+
+    def forward(self, x):
+        return self.write(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [add_to_view, set_in_view, relu_of_view, write_out_to_view, add_to_map, module_on_view],
+)
+def test_what_is_written_to_a_view_that_is_a_copy_is_not_lost_silently(write):
+    model, original, _ = accelerated(Writing(write))
+    x = images(2, 3, 6, 6)
+    with torch.no_grad():
+        original(x)
+        for _ in range(2):  # an error leaves nothing behind
+            with pytest.raises(RuntimeError, match="channels_last=False"):
+                model(x)
+        fastgen.restore(model)
+        accelerate(model, channels_last=False)
+        torch.testing.assert_close(model(x), original(x))
+
+
+def test_a_copy_that_is_used_alone_may_be_written_to():
+    model, original, _ = accelerated(Writing(use_view_alone))
+    assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+class Annealed(nn.Module):
+    """Its activation is what its attributes say at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last, self.slope, self.act = (
+            nn.Conv2d(3, 4, 3),
+            nn.Conv2d(4, 4, 1),
+            0.2,
+            F.relu,
+        )
+
+    def forward(self, x):
+        return self.act(self.last(F.leaky_relu(self.conv(x), self.slope, True)))
+
+
+@pytest.mark.parametrize("change", [{"slope": 0.9}, {"act": torch.tanh}, {"act": torch.sin}])
+def test_an_activation_that_has_changed_is_an_error_until_accelerated_again(change):
+    model, original, said = accelerated(Annealed())
+    x = images(2, 3, 6, 6)
+    assert said["conv"][0] == "fastgen's, with LeakyReLU(0.2)"
+    assert said["last"][0] == "fastgen's, with ReLU"
+    assert_same_model(model, original, x)
+    for network in (model, original):
+        vars(network).update(change)
+    with pytest.raises(RuntimeError, match=r"fastgen\.restore\(model\)"):
+        model(x)
+    fastgen.restore(model)
+    accelerate(model)
+    assert_same_model(model, original, x)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2)],
+    ids=lambda p: type(p).__name__,
+)
+def test_function_transforms_differentiate_pooling(pool):
+    model, original, _ = accelerated(nn.Sequential(pool))
+    x = images(2, 3, 6, 6)
+
+    def second(network):
+        first = torch.func.grad(lambda x: network(x).square().sum())
+        return torch.func.grad(lambda x: first(x).square().sum())(x)
+
+    torch.testing.assert_close(second(model), second(original))
 
 
 class Overwriting(nn.Module):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -94,6 +96,40 @@ def test_an_activation_without_a_slope_is_refused():
         TypeError, match=r"activation must be nn.LeakyReLU, nn.ReLU or None \(got Tanh\)"
     ):
         ConvLeakyReLU2d.from_torch(CONVOLUTIONS[0], nn.Tanh())
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, input):
+        return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [ConvLeakyReLU2d(3, 4, 3), Standardized(3, 4, 3), nn.ConvTranspose2d(3, 4, 3), nn.ReLU()],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_from_torch_refuses_what_may_compute_something_else(layer):
+    with pytest.raises(TypeError, match="Conv2d"):
+        ConvLeakyReLU2d.from_torch(layer)
+
+
+@pytest.mark.parametrize(
+    "parametrize",
+    [
+        torch.nn.utils.parametrizations.spectral_norm,
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.spectral_norm,
+    ],
+)
+@pytest.mark.parametrize(("kind", "layer", "shape"), [PAIRS[0], PAIRS[5], PAIRS[8]], ids=str)
+def test_a_parametrized_weight_is_not_lost_but_refused(parametrize, kind, layer, shape):
+    with pytest.raises(TypeError, match="parametrization"):
+        kind.from_torch(parametrize(copy.deepcopy(layer)))
+    ours = kind.from_torch(layer)
+    with pytest.raises(TypeError, match="parametrization"):
+        parametrize(ours).to_torch()
+    ours = parametrize(kind.from_torch(copy.deepcopy(layer)))  # what the message says to do
+    assert ours(torch.randn(shape)).isfinite().all()
 
 
 def test_spectral_norm_and_pickling_by_state_dict_work():
