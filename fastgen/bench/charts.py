@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .drawing import INK, QUIET, RULE, Canvas, Point
+from .ladder import differs
 from .rungs import DTYPES
 from .tables import duration, machine_line, rate
 from .work import Work
@@ -78,7 +79,8 @@ def _block(canvas: Canvas, row: Row, left: float, top: float) -> None:
         canvas.text((start + length + 7, y + 7), words, size=12)
         if rung["over_eager"] is not None and rung["way"] != "eager":
             x = start + length + 7 + canvas.text_width(f"{words}   ", size=12)
-            canvas.text((x, y + 7), f"{rung['over_eager']:.2f}x", size=12, color=COLORS["captured"])
+            words = f"{rung['over_eager']:.2f}x{' DIFFERS' if differs(rung) else ''}"
+            canvas.text((x, y + 7), words, size=12, color=COLORS["captured"])
 
 
 # --- roofline ---

@@ -44,7 +44,10 @@ _FILES: dict[str, Loader] = {".npy": load_array, ".npz": load_array}
 
 
 def load(
-    spec: str = "digits", *, image_size: int | None = None, channels: int | None = None
+    spec: str | os.PathLike[str] = "digits",
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
 ) -> Splits:
     """Load images and divide them into those to train on and those held out.
 
@@ -73,6 +76,7 @@ def load(
         if value is not None and not 1 <= value <= most:
             raise DataError(f"{name} must lie in 1 .. {most} (got {value})")
 
+    spec = os.fspath(spec)
     name, colon, argument = spec.partition(":")
     source = SOURCES.get(name)
     if source is None:

@@ -66,7 +66,7 @@ class Classifier(Model):
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy in nats."""
-        return F.cross_entropy(self(x), labels)
+        return _cross_entropy(self(x), labels)
 
     def phases(self) -> list[Phase]:
         """``"classifier"``, which needs labels."""
@@ -77,4 +77,14 @@ class Classifier(Model):
             raise ValueError("a classifier learns from labels: use data that has them")
         logits = self(images)
         accuracy = (logits.argmax(1) == labels).to(logits.dtype).mean()
-        return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy.detach()}
+        return {"loss": _cross_entropy(logits, labels), "accuracy": accuracy.detach()}
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    try:
+        return F.cross_entropy(logits, labels)
+    except IndexError as error:  # what PyTorch says on a CPU
+        classes, most = logits.shape[1], int(labels.max())
+        if int(labels.min()) >= 0 and most < classes:
+            raise
+        raise ValueError(f"labels must lie in 0 .. {classes - 1} (got {most})") from error

@@ -122,6 +122,7 @@ class TopDown(nn.Module):
         super().__init__()
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(OUTPUTS)} (got {output!r})")
+        _check_latent(latent_dim)
         plan = pyramid(image_shape, width)
         self.latent_dim, self.image_shape, self.output = latent_dim, tuple(image_shape), output
         self.top_shape = (*plan.top, plan.channels[-1])
@@ -224,6 +225,7 @@ class Encoder(BottomUp):
         negative_slope: float = 0.2,
         stochastic: bool = True,
     ) -> None:
+        _check_latent(latent_dim)
         super().__init__(image_shape, width=width, negative_slope=negative_slope)
         self.stochastic = stochastic
         self.head = linear_head(self.features, 2 * latent_dim if stochastic else latent_dim)
@@ -234,6 +236,11 @@ class Encoder(BottomUp):
             return code
         mu, logvar = code.chunk(2, dim=1)
         return mu, logvar
+
+
+def _check_latent(latent_dim: int) -> None:
+    if latent_dim < 1:
+        raise ValueError(f"latent_dim must be at least 1 (got {latent_dim})")
 
 
 def linear_head(features: int, outputs: int) -> LinearLeakyReLU:

@@ -40,6 +40,11 @@ def scores_together(network: nn.Module, real: Tensor, fake: Tensor) -> tuple[Ten
     Images come in one precision: where the generator made the less precise ones (autocast), real
     ones are rounded as the network's first layer would round them.
     """
+    if real.shape[1:] != fake.shape[1:]:
+        raise ValueError(
+            f"images must have the shape of those that the generator makes, "
+            f"{tuple(fake.shape[1:])} (got {tuple(real.shape[1:])})"
+        )
     if fake.dtype.itemsize < real.dtype.itemsize:
         real = real.to(fake.dtype)
     both = scores(network, torch.cat([real, fake]))

@@ -50,6 +50,11 @@ class WGAN(AdversarialModel):
             raise ValueError(f"critic_steps must be at least 1 (got {critic_steps})")
         self.critic = critic
         self.regularizer = Regularizer() if regularizer is None else regularizer
+        if not isinstance(self.regularizer, Regularizer):
+            raise TypeError(
+                "regularizer must be a fastgen.models.Regularizer, such as GradientPenalty(10), or "
+                f"None (got {regularizer!r})"
+            )
         self.critic_steps = critic_steps
         self.regularizer.prepare(critic)
 

@@ -4,6 +4,7 @@ allowed.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -58,14 +59,27 @@ def pair(name: str, value: int | Sequence[int], *, least: int) -> tuple[int, int
                 return value
     elif type(value) is int and value >= least:
         return value, value
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) == 1:
-        values = (values[0], values[0])
-    if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+    try:
+        given: tuple[object, ...] = tuple(value)  # type: ignore[arg-type]
+    except TypeError:
+        given = (value,)
+    found = [_integer(v) for v in given]
+    values = [v for v in found if v is not None]
+    if len(values) not in (1, 2) or len(values) != len(given):
         raise TypeError(f"{name} must be an integer or a pair of integers (got {value!r})")
     if min(values) < least:
         raise ValueError(f"{name} must be at least {least} (got {value!r})")
-    return values[0], values[1]
+    return values[0], values[-1]
+
+
+def _integer(value: object) -> int | None:
+    """An integer of Python's or NumPy's, and not a truth value."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def vector(name: str, value: Tensor, length: int, what: str) -> None:
@@ -74,9 +88,11 @@ def vector(name: str, value: Tensor, length: int, what: str) -> None:
         raise ValueError(f"{name} must have shape ({length},), {what} (got {tuple(value.shape)})")
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    """Refuse what is not an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def at_least(name: str, value: int, least: int) -> int:
+    """An integer of at least `least`."""
+    found = value if type(value) is int else _integer(value)
+    if found is None:
         raise TypeError(f"{name} must be an integer (got {value!r})")
-    if value < least:
+    if found < least:
         raise ValueError(f"{name} must be at least {least} (got {value})")
+    return found

@@ -87,7 +87,7 @@ def conv2d_bias_leaky_relu(
         )
         return batched.squeeze(0)
 
-    checks.at_least("groups", groups, 1)
+    groups = checks.at_least("groups", groups, 1)
     strides = checks.pair("stride", stride, least=1)
     dilations = checks.pair("dilation", dilation, least=1)
     padded = input

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen.data import Batches, ImageDataset
+from fastgen.data import Batches, ImageDataset, Splits
 from fastgen.models import Model
 
 from .averaging import WeightAverage
@@ -122,6 +122,7 @@ class Trainer:
         progress: bool = True,
         processes: str = "auto",
     ) -> None:
+        _check_kinds(model, data)
         _one_of("precision", precision, PRECISIONS)
         _one_of("updates", updates, UPDATES)
         _one_of("capture", capture, CAPTURES)
@@ -387,6 +388,17 @@ def _adam(lr: float, betas: tuple[float, float], device: torch.device) -> Optimi
     fused = device.type in ("cpu", "cuda")
     floats = (float(betas[0]), float(betas[1]))  # Adam refuses a plain 0
     return lambda parameters: torch.optim.Adam(parameters, lr=lr, betas=floats, fused=fused)
+
+
+def _check_kinds(model: object, data: object) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be a fastgen.models.Model (got {type(model).__name__})")
+    if not isinstance(data, ImageDataset | BatchSource):
+        hint = "; take its .train" if isinstance(data, Splits) else ""
+        raise TypeError(
+            "data must be a fastgen.data.ImageDataset, as load(...).train is one, or a source of "
+            f"batches with a method batch(index) (got {type(data).__name__}{hint})"
+        )
 
 
 def _one_of(name: str, given: str, allowed: Iterable[str]) -> None:

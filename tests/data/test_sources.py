@@ -57,6 +57,13 @@ def test_names_that_cannot_be_printed_still_make_one_line(tmp_path: Path, refuse
     refused(str(tmp_path / "not\udc80utf8"), "none of the 1 pictures", r"not\udc80utf8")
 
 
+def test_a_path_is_as_good_as_a_string(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((10, 4, 4), np.uint8))
+    assert load(tmp_path / "x.npy").train.image_shape == (1, 4, 4)
+    with pytest.raises(DataError, match="does not exist"):
+        load(tmp_path / "y.npy")
+
+
 def test_a_source_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

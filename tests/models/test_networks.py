@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastgen.models import (
+    VAE,
+    WGAN,
+    Autoencoder,
     BottomUp,
     Critic,
     Decoder,
@@ -166,6 +169,9 @@ def test_inputs_of_another_shape_are_refused_by_name() -> None:
         Discriminator((1, 16, 16), width=2)(torch.zeros(2, 1, 32, 32))
     with pytest.raises(ValueError, match=r"TopDown takes latents of shape \(N, 5\)"):
         Generator(5, (1, 16, 16), width=2)(torch.zeros(2, 4))
+    for network in (VAE, WGAN, Autoencoder):
+        with pytest.raises(ValueError, match=r"latent_dim must be at least 1 \(got 0\)"):
+            network.for_images((1, 16, 16), latent_dim=0)
     with pytest.raises(ValueError, match="output must be one of tanh, linear"):
         TopDown(5, (1, 16, 16), output="sigmoid")
 

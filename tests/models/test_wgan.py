@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen.models import REGULARIZERS, WGAN, GradientPenalty
+from fastgen.models import GAN, REGULARIZERS, WGAN, GradientPenalty
 
 
 class Scale(nn.Module):
@@ -61,6 +61,16 @@ def test_a_step_has_at_least_one_update_of_the_critic() -> None:
     assert WGAN.for_images((1, 8, 8), width=2, critic_steps=3).phases()[0].repeats == 3
     with pytest.raises(ValueError, match="critic_steps must be at least 1"):
         WGAN.for_images((1, 8, 8), critic_steps=0)
+
+
+def test_what_does_not_belong_together_is_refused_by_name() -> None:
+    for wrong in (GradientPenalty, "gradient-penalty", 10.0):
+        with pytest.raises(TypeError, match="regularizer must be a fastgen"):
+            WGAN.for_images((1, 8, 8), width=2, regularizer=wrong)  # type: ignore[arg-type]
+    for kind in (WGAN, GAN):
+        model = kind.for_images((3, 8, 8), width=2)
+        with pytest.raises(ValueError, match=r"\(3, 8, 8\) \(got \(1, 8, 8\)\)"):
+            model.phases()[0].loss(torch.zeros(4, 1, 8, 8), None)
 
 
 def test_its_description_names_the_regularizer() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from accuracy import assert_as_accurate_as_torch, derivatives
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastgen
-from fastgen.ops import conv2d_bias_leaky_relu, reference
+from fastgen.ops import conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu, reference
 
 
 def case(geometry, dtype=torch.float64, layout=torch.contiguous_format, batch=2, seed=0):
@@ -267,6 +268,12 @@ X, W, B = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
         ((X, W, B), {"negative_slope": "0.2"}, TypeError, "negative_slope must be a number"),
         ((X, W, B), {"stride": 0}, ValueError, "stride must be at least 1"),
         ((X, W, B), {"stride": (1, 2, 3)}, TypeError, "stride must be an integer or a pair"),
+        ((X, W, B), {"stride": 1.5}, TypeError, r"stride must be an integer .*got 1\.5"),
+        ((X, W, B), {"stride": None}, TypeError, "stride must be an integer or a pair"),
+        ((X, W, B), {"dilation": True}, TypeError, "dilation must be an integer or a pair"),
+        ((X, W, B), {"dilation": "2"}, TypeError, "dilation must be an integer or a pair"),
+        ((X, W, B), {"groups": 1.0}, TypeError, "groups must be an integer"),
+        ((X, W, B), {"padding": (1.0, 0)}, TypeError, "padding must be an integer or a pair"),
         ((X, W, B), {"padding": -1}, ValueError, "padding must be at least 0"),
         ((X, W, B), {"padding": "reflect"}, ValueError, "padding must be"),
         ((X, W, B), {"padding": "same", "stride": 2}, ValueError, "needs stride 1"),
@@ -295,3 +302,14 @@ X, W, B = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
 def test_what_does_not_fit_is_refused_by_name(arguments, options, error, message):
     with pytest.raises(error, match=message):
         conv2d_bias_leaky_relu(*arguments, **options)
+
+
+def test_numpys_integers_and_lists_are_as_good():
+    two, one = np.int64(2), np.int32(1)
+    weight = W[:, :2].clone().requires_grad_()
+    ours = conv2d_bias_leaky_relu(X, weight, B, two, [one], (one, 1), two)
+    assert torch.equal(ours, conv2d_bias_leaky_relu(X, weight, B, 2, 1, 1, 2))
+    ours.square().sum().backward()
+    up = torch.randn(4, 6, 3, 3)
+    ours = conv_transpose2d_bias_leaky_relu(X, up, None, two, output_padding=one)
+    assert torch.equal(ours, conv_transpose2d_bias_leaky_relu(X, up, None, 2, output_padding=1))

@@ -359,6 +359,15 @@ def test_a_setting_that_makes_no_sense_is_refused(options: dict[str, Any], messa
         Trainer(Regression(), Noise(4, 6), **options)
 
 
+def test_what_is_no_model_or_no_data_is_refused_by_name(digits: Splits) -> None:
+    with pytest.raises(TypeError, match=r"model must be a fastgen.models.Model \(got Linear\)"):
+        Trainer(nn.Linear(2, 2), digits.train)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got Splits; take its \.train"):
+        Trainer(Regression(), digits)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"data must be a fastgen.data.ImageDataset.*got Tensor"):
+        Trainer(Regression(), torch.zeros(4, 1, 8, 8))  # type: ignore[arg-type]
+
+
 def test_simultaneous_updates_of_phases_that_repeat_are_refused(digits: Splits) -> None:
     with pytest.raises(ValueError, match="critic 2, generator 1"):
         Trainer(models(digits)["wgan"](), digits.train, updates="simultaneous")
