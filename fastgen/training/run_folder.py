@@ -114,7 +114,10 @@ class RunFolder:
             raise ConfigMismatch(self.path, rows)
 
     def claim(self, settings: Settings) -> None:
-        """Check, then make the folder and write its `config.json`."""
+        """Check, then make the folder and write its `config.json`.
+
+        A training does this with the folder `locked`: the settings there may be another's.
+        """
         self.check(settings)
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"fastgen": __version__, "settings": dict(settings)}
@@ -131,13 +134,14 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other trainings out of the folder; the lock dies with the process.
+        """Keep other trainings out of the folder, made if need be; the lock dies with the process.
 
         Raises:
             FolderInUse: another process is training here.
         """
         import fcntl
 
+        self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

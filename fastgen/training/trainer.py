@@ -188,6 +188,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM came; the step was finished and, with a run folder, a
                 checkpoint saved. A second Ctrl-C stops at once.
             ConfigMismatch: the run folder belongs to other settings.
+            FolderInUse: another process is training in the run folder.
             CheckpointError: a checkpoint cannot be written, or none can be read.
             CaptureError: `capture` is ``"on"`` and the step cannot be captured.
             ProcessesError: the processes were given different settings.
@@ -295,8 +296,10 @@ class Trainer:
         assert self._run is not None
         latest = None
         if self._processes.is_first:
-            self._run.claim(self._settings)
+            # What is no run gets no lock file, and a run in use keeps the settings it has.
+            self._run.check(self._settings)
             stack.enter_context(self._run.locked())
+            self._run.claim(self._settings)
             latest = read_latest(self._run.checkpoints) if self.step == 0 else None
         path, checkpoint, complaints = latest or (None, None, [])
         lines = [f"{line}; using {path.name} instead" for line in complaints if path]

@@ -19,6 +19,7 @@ from fastgen.data import Splits
 from fastgen.models import GAN, WGAN, Model, Phase
 from fastgen.training import ConfigMismatch, Trainer
 from fastgen.training.checkpoint import read_checkpoint
+from fastgen.training.run_folder import FolderInUse, RunFolder
 
 # --- updates, by hand ---
 
@@ -339,6 +340,25 @@ def test_a_run_of_other_settings_is_refused(run: Path) -> None:
     Trainer(Regression(), Noise(4, 6), run=run, progress=False).fit(2)
     with pytest.raises(ConfigMismatch, match=r"seed +0 +1"):
         Trainer(Regression(), Noise(4, 6), run=run, seed=1, progress=False).fit(4)
+
+
+def test_a_run_in_use_keeps_its_settings_when_another_training_is_refused(run: Path) -> None:
+    def training(steps: int) -> Trainer:
+        return Trainer(Regression(), Noise(4, 6), run=run, settings={"steps": steps})
+
+    training(2).fit(2)
+    with RunFolder(run).locked(), pytest.raises(FolderInUse):
+        training(4).fit(4)
+    assert RunFolder(run).settings() == {"steps": 2}
+    training(2).fit(2)
+
+
+def test_where_no_run_may_be_nothing_is_left_behind(run: Path) -> None:
+    run.mkdir()
+    (run / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        Trainer(Regression(), Noise(4, 6), run=run).fit(2)
+    assert [path.name for path in run.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize(
