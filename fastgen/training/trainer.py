@@ -274,7 +274,13 @@ class Trainer:
         if self.step:
             progress.say(f"continuing {self._run.path} after step {self.step}")
 
-        log = RunLog(self._run.log, after=self.step, every=self._log_every, say=progress.say)
+        log = RunLog(
+            self._run.log,
+            after=self.step,
+            every=self._log_every,
+            goes_on=self.step < steps,
+            say=progress.say,
+        )
         stack.enter_context(log)
         recorder = Recorder(
             self._run,
