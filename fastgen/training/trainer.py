@@ -202,6 +202,7 @@ class Trainer:
             recorder, progress = self._open(steps, stack)
 
             def log(step: int) -> None:
+                record.clear()
                 record.update(self._record())
                 progress.show(record)
                 if recorder is not None:

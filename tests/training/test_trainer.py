@@ -333,6 +333,21 @@ def test_data_that_is_no_images_is_trained_without_pictures(run: Path) -> None:
     assert (run / "report.html").exists()
 
 
+def test_a_loss_that_only_some_steps_have_is_logged_and_drawn(run: Path) -> None:
+    class Sometimes(Regression):
+        step = 0
+
+        def _loss(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+            self.step += 1
+            losses = super()._loss(images, labels)
+            return {**losses, "second": losses["loss"].detach()} if self.step == 2 else losses
+
+    Trainer(Sometimes(), Noise(4, 6), run=run, log_every=1, progress=False).fit(3)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert ["regression/second" in line for line in lines] == [False, True, False]
+    assert "regression/second" in (run / "report.html").read_text()
+
+
 # --- what it refuses ---
 
 
