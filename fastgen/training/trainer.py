@@ -26,6 +26,7 @@ from .recorder import Recorder
 from .run_folder import RunFolder, Settings
 from .seeds import PICTURES, own_generators, seed_generators, step_seed
 from .stepper import UPDATES, OptimizerFactory, Stepper
+from .text import spelled, without_addresses
 
 Action = Callable[[int], None]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -165,13 +166,13 @@ class Trainer:
         self._run = None if run is None else RunFolder(Path(run))
         self._settings = settings or {
             "model": type(model).__name__,
-            "details": model.extra_repr(),
+            "details": without_addresses(model.extra_repr()),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "batch_size": batch_size,
             "seed": seed,
             "precision": precision,
-            "optimizers": [repr(each) for each in self._stepper.optimizers],
-            "augment": repr(augment),
+            "optimizers": [spelled(each) for each in self._stepper.optimizers],
+            "augment": spelled(augment),
             "updates": updates,
             "ema_decay": ema_decay,
         }

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from toys import Noise, Regression, Transposed, models
 
 from fastgen.data import Splits
+from fastgen.models import WGAN
 from fastgen.training import Interrupted, Trainer
 from fastgen.training.checkpoint import Checkpoint, checkpoints, read_checkpoint
 from fastgen.training.log import read_log
+from fastgen.training.run_folder import RunFolder
 
 KINDS = ("dropout", "transposed", "gan", "wgan", "spectral", "vae", "autoencoder", "classifier")
 TOYS = {"dropout": Regression, "transposed": Transposed}
@@ -81,6 +84,31 @@ def test_any_optimizer_goes_on_exactly(optimizer: Any, digits: Splits, tmp_path:
     trainer("gan", digits, parts, optimizer=make).fit(N)
     trainer("gan", digits, parts, start=1, optimizer=make).fit(2 * N)
     assert_equal(last(parts), last(whole))
+
+
+class Own:
+    def __call__(self, images: Tensor) -> Tensor:
+        return -images
+
+
+def function() -> Any:
+    return lambda images: -images
+
+
+@pytest.mark.parametrize("augmentation", [function, Own])
+def test_what_has_no_name_but_an_address_goes_on_in_another_process(
+    augmentation: Any, digits: Splits, run: Path
+) -> None:
+    # As in another process, the second ones lie elsewhere.
+    augment = [augmentation() for _ in range(2)]
+    model = [WGAN.for_images((1, 8, 8), latent_dim=3, width=4, regularizer=None) for _ in range(2)]
+    for k in range(2):
+        options: dict[str, Any] = {"batch_size": 8, "progress": False, "augment": augment[k]}
+        Trainer(model[k], digits.train, run=run, **options).fit(k + 1)
+    settings = RunFolder(run).settings()
+    assert settings is not None
+    assert " at 0x" not in str(settings)
+    assert f"{__name__}.{augmentation.__qualname__}" in settings["augment"]
 
 
 def test_save_and_load_work_without_a_run_folder(digits: Splits, tmp_path: Path) -> None:
