@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from fastgen.models import evaluation
 
-from .checkpoint import Checkpoint, discard_damaged, keep_newest, write_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    discard_damaged,
+    discard_partial,
+    keep_newest,
+    write_checkpoint,
+)
 from .log import Record, RunLog
 from .pictures import COLUMNS, PATHS, ROWS, pictures_of, save_png, tiles
 from .report import write_report
@@ -66,6 +72,7 @@ class Recorder:
     def save(self, step: int) -> None:
         """Write a checkpoint, forget the oldest, and bring the report up to date."""
         path = self.folder.checkpoint(step)
+        discard_partial(self.folder.checkpoints)
         if path.exists():
             # The state after a step is a function of (seed, step): a whole checkpoint is this one.
             discard_damaged(path)

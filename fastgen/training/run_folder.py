@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastgen.files import replace_file
+from fastgen.files import locked, replace_file
 from fastgen.version import __version__
 
 from .text import columns
@@ -139,14 +139,11 @@ class RunFolder:
         Raises:
             FolderInUse: another process is training here.
         """
-        import fcntl
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise FolderInUse(f"another process is training in {self.path}") from error
+        def busy() -> None:
+            raise FolderInUse(f"another process is training in {self.path}")
+
+        with locked(self.path / ".lock", busy):
             yield
 
 

@@ -326,6 +326,13 @@ def test_samples_are_drawn_with_the_averaged_weights(digits: Splits, run: Path) 
     assert np.array_equal(picture, expected.byte().numpy())
 
 
+def test_what_a_kill_left_among_the_checkpoints_is_cleared(run: Path) -> None:
+    Trainer(Regression(), Noise(4, 6), run=run, progress=False).fit(1)
+    (run / "checkpoints" / ".partial-000002").mkdir()
+    Trainer(Regression(), Noise(4, 6), run=run, progress=False).fit(3)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000001", "000003"]
+
+
 def test_data_that_is_no_images_is_trained_without_pictures(run: Path) -> None:
     Trainer(Regression(), Noise(4, 6), run=run, progress=False).fit(2)
     assert not (run / "samples").exists()
