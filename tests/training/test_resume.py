@@ -151,6 +151,17 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
     assert read_checkpoint(damaged).state["step"] == N
 
 
+@pytest.mark.parametrize(("keep", "left"), [(1, ["000005"]), (2, ["000003", "000005"])])
+def test_a_damaged_checkpoint_is_not_kept_in_the_place_of_a_whole_one(
+    keep: int, left: list[str], digits: Splits, run: Path
+) -> None:
+    trainer("gan", digits, run, checkpoint_every=3).fit(6)
+    (run / "checkpoints" / "000006" / "model.safetensors").write_bytes(b"damaged")
+    trainer("gan", digits, run, keep=keep).fit(5)
+    assert [path.name for path in checkpoints(run / "checkpoints")] == left
+    assert last(run).state["step"] == 5
+
+
 def test_a_checkpoint_of_another_model_is_refused(digits: Splits, tmp_path: Path) -> None:
     one = trainer("gan", digits, None)
     one.fit(1)
