@@ -225,6 +225,14 @@ def test_bf16_computes_losses_in_bfloat16_and_keeps_weights_in_float32(digits: S
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", ["gan", "wgan", "spectral", "vae", "autoencoder", "classifier"])
+def test_a_model_of_bfloat16_weights_is_trained(kind: str, digits: Splits, run: Path) -> None:
+    model = models(digits)[kind]().bfloat16()
+    record = Trainer(model, digits.train, batch_size=8, run=run, progress=False).fit(2)
+    assert all(math.isfinite(value) for value in record.values())
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
 def test_weights_and_images_are_channels_last(digits: Splits) -> None:
     formats = []
     model = models(digits)["gan"]()
