@@ -1,8 +1,13 @@
-"""Writing files so that a kill, a full disk or a power cut leaves the old ones whole."""
+"""Writing files so that a kill, a full disk or a power cut leaves the old ones whole.
+
+And so that processes do not write what another one is writing.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,10 +30,31 @@ def flush_folder(path: Path) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file at once: a reader sees the old content or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
+    # A name for each process: two may write the same file, and then the later one stays.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write_flushed(partial, data)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file, which is made if need be; it dies with the process.
+
+    Args:
+        path: its folder is made too. The file stays.
+        busy: called where somebody else holds the lock, before waiting for it; may raise instead.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -89,8 +89,11 @@ def test_the_same_command_continues_a_run_and_more_steps_continue_a_finished_one
 ) -> None:
     train("vae", "--run", "whole", steps=4)
     train("vae", "--run", "parts", steps=2)
+    log = (tmp_path / "parts" / "log.jsonl").read_text()
+    assert '"step": 2' in log
     done = train("vae", "--run", "parts", steps=2)
     assert "has its 2 steps already: give a larger --steps to go on" in done.stdout
+    assert (tmp_path / "parts" / "log.jsonl").read_text() == log
     more = train("vae", "--run", "parts", "--sample-every", 1, steps=4)
     assert "continuing parts after step 2" in more.stderr
     parts, whole = (

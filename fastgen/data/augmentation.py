@@ -36,11 +36,12 @@ class AffineJitter:
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, device=images.device) * 2 - 1
 
-        n = len(images)
+        n, height, width = len(images), images.shape[-2], images.shape[-1]
         angle, size = self.rotation * uniform(n), 1 + self.scale * uniform(n)
         cosine, sine = size * torch.cos(angle), size * torch.sin(angle)
-        turn = torch.stack((cosine, -sine, sine, cosine), dim=1).view(n, 2, 2)
-        # The grid spans [-1, 1], two units a side.
+        # The grid spans [-1, 1], two units a side: in an oblong image its units are of two lengths.
+        across, down = -sine * (height / width), sine * (width / height)
+        turn = torch.stack((cosine, across, down, cosine), dim=1).view(n, 2, 2)
         theta = torch.cat((turn, 2 * self.shift * uniform(n, 2, 1)), dim=2)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         moved = F.grid_sample(

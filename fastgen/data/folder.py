@@ -183,7 +183,11 @@ def _opaque(picture: Picture) -> Picture:
     from PIL import Image
 
     if picture.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion would clip it at 255
-        return Image.fromarray(np.rint(np.asarray(picture) / 257.0).astype(np.uint8))
+        deep = np.asarray(picture)
+        gray = np.rint(deep / 257.0).astype(np.uint8)
+        if (transparent := picture.info.get("transparency")) is not None:
+            gray[deep == transparent] = 255
+        return Image.fromarray(gray)
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

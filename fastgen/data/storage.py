@@ -20,7 +20,7 @@ from .errors import DataError, reason
 MEMORY_VARIABLE = "FASTGEN_DATA_MEMORY"
 _DEFAULT_MEMORY = 4 * 2**30
 _CHUNK_BYTES = 2**24
-_VERSION = 1  # to be raised when the same key comes to mean other pixels
+_VERSION = 2  # to be raised when the same key comes to mean other pixels
 
 Shape = tuple[int, int, int, int]
 Notes = dict[str, Any]

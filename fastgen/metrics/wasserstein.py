@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -25,13 +27,13 @@ def wasserstein_distance(x: Features, y: Features, p: float = 1) -> float:
     Args:
         x: (N, d), tensor or array.
         y: (N, d), as many samples.
-        p: the order, at least 1; ``p=1`` is the distance of the Wasserstein GAN.
+        p: the order, at least 1 and finite; ``p=1`` is the distance of the Wasserstein GAN.
 
     Returns:
         The distance, in units of the features.
 
     Raises:
-        ValueError: when the sizes or dimensions differ, p < 1, NaN or infinity.
+        ValueError: when the sizes or dimensions differ, p < 1, p infinite, NaN or infinity.
         ImportError: when d > 1 and SciPy is not installed.
     """
     x, y = _equally_many(x, y, p)
@@ -58,7 +60,7 @@ def sliced_wasserstein_distance(
     Args:
         x: (N, d), tensor or array.
         y: (N, d), as many samples.
-        p: the order, at least 1.
+        p: the order, at least 1 and finite.
         projections: number of directions; the relative error falls with its square root.
         seed: the directions are a function of it (and of d) alone, on every device.
 
@@ -66,7 +68,8 @@ def sliced_wasserstein_distance(
         The distance, in units of the features.
 
     Raises:
-        ValueError: when the sizes or dimensions differ, p < 1, projections < 1, NaN, infinity.
+        ValueError: when the sizes or dimensions differ, p < 1, p infinite, projections < 1, NaN,
+            infinity.
 
     Source: Bonneel, Rabin, Peyre and Pfister, Sliced and Radon Wasserstein barycenters of
     measures, 2015.
@@ -88,8 +91,10 @@ def _equally_many(x: Features, y: Features, p: float) -> tuple[Tensor, Tensor]:
             f"x and y must have equally many samples (got {len(x)} and {len(y)}): "
             "cut the larger set to the size of the smaller"
         )
-    if p < 1:
+    if not p >= 1:
         raise ValueError(f"p must be at least 1 (got {p}): below, W_p is no distance")
+    if p == inf:
+        raise ValueError("p must be finite (got inf): the largest distance is no mean of powers")
     return x, y
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import GenerativeModel
-from .scores import at_least_float32
+from .scores import at_least_float32, fed
 
 
 class AdversarialModel(GenerativeModel):
@@ -23,7 +23,7 @@ class AdversarialModel(GenerativeModel):
 
     def decode(self, z: Tensor) -> Tensor:
         """G(z), float32 or wider; differentiable."""
-        return at_least_float32(self.generator(z))
+        return at_least_float32(self.generator(fed(self.generator, z)))
 
     def fake(self, z: Tensor) -> Tensor:
         """G(z) as data, for the other network: no gradient reaches the generator."""
@@ -34,7 +34,7 @@ class AdversarialModel(GenerativeModel):
         """G(z) for the other network: as :meth:`decode`, but under autocast in the generator's
         precision, to which that network's first layer would round it again.
         """
-        images: Tensor = self.generator(z)
+        images: Tensor = self.generator(fed(self.generator, z))
         kind = images.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return images

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .base import LatentModel, evaluation
 from .networks import Decoder, Encoder
 from .phase import Losses, Phase, trainable
-from .scores import at_least_float32
+from .scores import at_least_float32, fed
 
 
 class Autoencoder(LatentModel):
@@ -43,11 +43,11 @@ class Autoencoder(LatentModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """The codes M(x), shape (n, \\*latent_shape), float32 or wider; differentiable."""
-        return checked_code(self.encoder(x), len(x), self.latent_shape)
+        return checked_code(self.encoder(fed(self.encoder, x)), len(x), self.latent_shape)
 
     def decode(self, z: Tensor) -> Tensor:
         """The images G(z), float32 or wider; differentiable."""
-        return at_least_float32(self.decoder(z))
+        return at_least_float32(self.decoder(fed(self.decoder, z)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .base import Model, evaluation
 from .networks import BottomUp, linear_head
 from .phase import Losses, Phase, trainable
-from .scores import at_least_float32
+from .scores import at_least_float32, fed
 
 
 class Classifier(Model):
@@ -49,11 +49,11 @@ class Classifier(Model):
         return cls(BottomUp(image_shape, width=width), classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return at_least_float32(self.head(self.network(x)))
+        return at_least_float32(self.head(self.network(fed(self.network, x))))
 
     def thought_vectors(self, x: Tensor) -> list[Tensor]:
         """The network's features of every stage, the deepest last."""
-        return cast(BottomUp, self.network).thought_vectors(x)
+        return cast(BottomUp, self.network).thought_vectors(fed(self.network, x))
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Pr(y = k | x), shape (N, classes), in evaluation mode and without gradients."""

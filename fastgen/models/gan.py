@@ -51,7 +51,7 @@ class GAN(AdversarialModel):
         loss: a row of the table.
         r1, r2: gamma of the penalties; 0 is none.
 
-    Losses are float32 or wider, also under autocast.
+    Losses are float32 or wider, also under autocast and with weights in bfloat16 or float16.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class LearnedSigma(nn.Module):
         return self.variance(squared_error)
 
     def variance(self, like: Tensor) -> Tensor:
-        return (2 * self.log_sigma).exp()
+        return at_least_float32(2 * self.log_sigma).exp()
 
 
 class OptimalSigma(nn.Module):
@@ -80,8 +80,9 @@ class OptimalSigma(nn.Module):
         return error.clamp_min(torch.finfo(error.dtype).tiny)
 
     def variance(self, like: Tensor) -> Tensor:
-        trained = self.running_weight > 0
-        return torch.where(trained, self.running_squared_error / self.running_weight, 1.0)
+        weight = at_least_float32(self.running_weight)
+        error = at_least_float32(self.running_squared_error)
+        return torch.where(weight > 0, error / weight, 1.0)
 
 
 class AmortizedTau(nn.Module):

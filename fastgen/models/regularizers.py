@@ -30,6 +30,9 @@ class Regularizer:
     def after_step(self, critic: nn.Module) -> None:
         """After every update of the critic."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
 
 @dataclass(frozen=True)
 class GradientPenalty(Regularizer):

@@ -9,11 +9,21 @@ from torch import Tensor, nn
 
 from fastgen.ops.gradients import applier, returning
 
+HALF_PRECISIONS = (torch.bfloat16, torch.float16)
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32 if its dtype is narrower (networks under autocast), else as it is."""
     wide = tensor.dtype in (torch.float32, torch.float64)
     return tensor if wide else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def fed(network: nn.Module, tensor: Tensor) -> Tensor:
+    """The tensor as a network takes it: in the precision of its first weight if that is less than
+    float32 (a model in bfloat16), else as it is.
+    """
+    weight = next((each for each in network.parameters() if each.is_floating_point()), tensor)
+    return tensor.to(weight.dtype) if weight.dtype in HALF_PRECISIONS else tensor
 
 
 def scores(network: nn.Module, images: Tensor) -> Tensor:
@@ -22,7 +32,7 @@ def scores(network: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ValueError: the network returned anything but shape (N,), (N, 1) or (N, 1, 1, 1).
     """
-    answer: Tensor = network(images)
+    answer: Tensor = network(fed(network, images))
     n = len(images)
     if answer.shape not in ((n,), (n, 1), (n, 1, 1, 1)):
         raise ValueError(

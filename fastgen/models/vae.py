@@ -16,7 +16,7 @@ from .base import GenerativeModel, evaluation
 from .networks import Decoder, Encoder
 from .noise import make_sigma, make_tau
 from .phase import Losses, Phase, trainable
-from .scores import at_least_float32
+from .scores import at_least_float32, fed
 
 Number = TypeVar("Number", Tensor, float)
 
@@ -48,7 +48,7 @@ class VAE(GenerativeModel):
         tau: standard deviation of z given the image: ``"amortized"`` (the encoder says),
             ``"learned"`` (one parameter for each latent dimension), or a number.
 
-    Losses are float32 or wider, also under autocast.
+    Losses are float32 or wider, also under autocast and with weights in bfloat16 or float16.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class VAE(GenerativeModel):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mu, logvar) of q(z | x), each (n, \\*latent_shape), float32 or wider; differentiable."""
-        return self.latent_noise(self.encoder(x), len(x))  # type: ignore[no-any-return]
+        return self.latent_noise(self.encoder(fed(self.encoder, x)), len(x))  # type: ignore[no-any-return]
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean images G(z), float32 or wider; differentiable."""
-        return at_least_float32(self.decoder(z))
+        return at_least_float32(self.decoder(fed(self.decoder, z)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x)[0])

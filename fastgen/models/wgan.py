@@ -33,7 +33,7 @@ class WGAN(AdversarialModel):
             :class:`SpectralNorm`, any other :class:`Regularizer`, or None.
         critic_steps: updates of the critic for each one of the generator.
 
-    Losses are float32 or wider, also under autocast.
+    Losses are float32 or wider, also under autocast and with weights in bfloat16 or float16.
     """
 
     def __init__(

@@ -38,20 +38,25 @@ class WeightAverage:
             )
         self.decay, self.warm_up = decay, warm_up
         modules = [(f"{name}.", model.get_submodule(name)) for name in names]
-        self._parameters = {
+        parameters = {
             prefix + key: parameter
             for prefix, module in modules
-            for key, parameter in module.named_parameters()
+            for key, parameter in module.named_parameters(remove_duplicate=False)
         }
-        self._buffers = {
+        buffers = {
             prefix + key: buffer
             for prefix, module in modules
-            for key, buffer in module.named_buffers()
+            for key, buffer in module.named_buffers(remove_duplicate=False)
         }
-        self.weights = {
-            name: tensor.detach().clone()
-            for name, tensor in {**self._parameters, **self._buffers}.items()
-        }
+        # What is tied has one average, and all of its names: a checkpoint's weights have them too.
+        self._names: dict[Tensor, list[str]] = {}
+        for name, tensor in {**parameters, **buffers}.items():
+            self._names.setdefault(tensor, []).append(name)
+        self._parameters = {self._names[each][0]: each for each in parameters.values()}
+        self._buffers = {self._names[each][0]: each for each in buffers.values()}
+        self.weights: dict[str, Tensor] = {}
+        for tensor, tied in self._names.items():
+            self.weights.update(dict.fromkeys(tied, tensor.detach().clone()))
         self._kinds = list(
             dict.fromkeys((each.dtype, each.device) for each in self._parameters.values())
         )
@@ -111,5 +116,7 @@ class WeightAverage:
             average.copy_(weights[name])
 
     def _swap(self) -> None:
-        for name, tensor in {**self._parameters, **self._buffers}.items():
-            tensor.data, self.weights[name] = self.weights[name], tensor.data
+        for tensor, names in self._names.items():
+            own = tensor.data
+            tensor.data = self.weights[names[0]]
+            self.weights.update(dict.fromkeys(names, own))

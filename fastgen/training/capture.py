@@ -34,7 +34,8 @@ def capture(
     **Calls.** The first `warmup` calls run the function as it is, on a side stream: they are real
     steps, with the inputs they are given. The next call records the function, which executes
     nothing, and replays the recording; every later call replays. So n calls are n steps, and no
-    step is made up. A call copies its inputs to fixed memory and waits for nothing.
+    step is made up. A call copies its inputs to fixed memory and waits for nothing; the ``.grad``
+    of an input that requires one is that of this call alone.
 
     **Results** are what the function returned when it was recorded, without gradients of their
     own; each call overwrites them. Clone what is to be kept.
@@ -140,6 +141,10 @@ class Captured(Generic[P, R]):
         return self._recording.results
 
     def _run(self) -> R:
+        for each in self._inputs:
+            if isinstance(each, Tensor):
+                # Else a backward adds to what the last call left; a recorded one in every replay.
+                each.grad = None
         results = self._function(*self._inputs)  # type: ignore[call-arg,arg-type]
         detached: R = tree_map_only(Tensor, Tensor.detach, results)
         return detached

@@ -7,7 +7,8 @@
 
 A checkpoint is written in a folder beside its place, every file and the folder flushed to the disk,
 then renamed. So a kill at any instant leaves the last complete one, and what has no dot before its
-name is complete. No pickle is ever written or read.
+name is complete. Of several processes, only one may write a checkpoint of the same path at a time.
+No pickle is ever written or read.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f"{PARTIAL}*"):
-            shutil.rmtree(leftover)
+        if partial.exists():
+            shutil.rmtree(partial)
         partial.mkdir()
         _write_files(partial, checkpoint)
         flush_folder(partial)
@@ -135,6 +136,12 @@ def discard_damaged(path: Path) -> None:
         read_checkpoint(path)
     except DamagedCheckpoint:
         shutil.rmtree(path)
+
+
+def discard_partial(folder: Path) -> None:
+    """Delete what kills have left in a folder in which nobody else writes checkpoints."""
+    for leftover in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def keep_newest(folder: Path, count: int) -> None:

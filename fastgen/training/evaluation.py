@@ -13,10 +13,17 @@ import torch
 from torch import Tensor
 
 from fastgen.data import ImageDataset, Splits, fingerprint, to_float, to_uint8
+from fastgen.files import locked
 from fastgen.metrics import frechet_distance, precision_recall
 from fastgen.models import GAN, VAE, WGAN, Autoencoder, Classifier, Model, evaluation
 
-from .checkpoint import Checkpoint, discard_damaged, read_checkpoint, write_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    DamagedCheckpoint,
+    discard_damaged,
+    read_checkpoint,
+    write_checkpoint,
+)
 from .seeds import own_generators, seed_generators, step_seed
 from .trainer import Trainer
 
@@ -169,7 +176,8 @@ def feature_classifier(
 ) -> Classifier:
     """The classifier whose thought vectors are compared: trained once for each set of images.
 
-    It lies in the cache as a checkpoint, under a digest of the images and the recipe.
+    It lies in the cache as a checkpoint, under a digest of the images and the recipe. Of several
+    processes that look for it at one time one trains it, and the others wait.
     """
     known = {**recipe._asdict(), "classes": dataset.classes, "data": fingerprint(dataset)}
     key = blake2b(repr(sorted(known.items())).encode(), digest_size=8).hexdigest()
@@ -177,25 +185,47 @@ def feature_classifier(
     with own_generators(device):
         torch.manual_seed(recipe.seed)
         classifier = Classifier.for_images(dataset.image_shape, dataset.classes, width=recipe.width)
-    if path.exists():
-        discard_damaged(path)
-    if not path.exists():
-        say(f"training the classifier whose thought vectors are compared, once: {path}")
-        with torch.enable_grad():
-            Trainer(
-                classifier,
-                dataset,
-                batch_size=recipe.batch_size,
-                lr=recipe.lr,
-                betas=(0.9, 0.999),
-                seed=recipe.seed,
-                device=device,
-                progress=False,
-                processes="one",  # also where a script asks in one process of several
-            ).fit(recipe.steps)
-        write_checkpoint(path, Checkpoint({"model": classifier.state_dict()}, {"recipe": known}))
-    classifier.load_state_dict(read_checkpoint(path).tensors["model"])
+    found = _whole(path)
+    if found is None:
+
+        def busy() -> None:
+            say(f"waiting for another process, which is training the classifier {path}")
+
+        with locked(path.with_name(f".{key}.lock"), busy):
+            found = _whole(path)
+            if found is None:
+                say(f"training the classifier whose thought vectors are compared, once: {path}")
+                _train(classifier, dataset, device, recipe)
+                found = Checkpoint({"model": classifier.state_dict()}, {"recipe": known})
+                if path.exists():
+                    discard_damaged(path)
+                write_checkpoint(path, found)
+    classifier.load_state_dict(found.tensors["model"])
     return classifier.to(device)
+
+
+def _whole(path: Path) -> Checkpoint | None:
+    try:
+        return read_checkpoint(path)
+    except DamagedCheckpoint:  # or none at all
+        return None
+
+
+def _train(
+    classifier: Classifier, dataset: ImageDataset, device: torch.device, recipe: FeatureRecipe
+) -> None:
+    with torch.enable_grad():
+        Trainer(
+            classifier,
+            dataset,
+            batch_size=recipe.batch_size,
+            lr=recipe.lr,
+            betas=(0.9, 0.999),
+            seed=recipe.seed,
+            device=device,
+            progress=False,
+            processes="one",  # also where a script asks in one process of several
+        ).fit(recipe.steps)
 
 
 def _halves(dataset: ImageDataset) -> tuple[ImageDataset, ImageDataset]:

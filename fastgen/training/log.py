@@ -39,6 +39,7 @@ class RunLog:
         after: the step after which the training goes on. Lines beyond it are dropped, so that the
             log equals that of a training that was never stopped.
         every: how often there is a log point.
+        goes_on: whether a step follows, to be logged in the place of a last one out of turn.
         say: what to do with a line for the user.
     """
 
@@ -48,10 +49,11 @@ class RunLog:
         *,
         after: int,
         every: int,
+        goes_on: bool,
         say: Callable[[str], None],
     ) -> None:
         # The last step of a training is a log point in any case; of a longer one only by its count.
-        end = after if after % every == 0 else after - 1
+        end = after - 1 if goes_on and after % every else after
         lines = [json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= end]
         replace_file(path, "".join(lines).encode())
         self._file = path.open("a")

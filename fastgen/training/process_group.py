@@ -34,7 +34,7 @@ from .processes import (
     Processes,
     ProcessesError,
 )
-from .text import columns
+from .text import columns, without_addresses
 
 T = TypeVar("T")
 
@@ -127,8 +127,7 @@ class Group(Processes):
         shapes = repr([(name, tensor.dtype, tensor.shape) for name, tensor in tensors])
         digest = blake2b(shapes.encode(), digest_size=4).hexdigest()
         text = json.dumps({**settings, "shapes of weights": digest}, default=str)
-        # Functions are shown with their address, which is another in each process.
-        plain = json.loads(re.sub(r" at 0x[0-9a-f]+", "", text))
+        plain = json.loads(without_addresses(text))
         first, *others = self._gather(plain)
         for rank, other in enumerate(others, 1):
             names = [name for name in first | other if first.get(name) != other.get(name)]

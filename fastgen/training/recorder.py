@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from fastgen.models import evaluation
 
-from .checkpoint import Checkpoint, discard_damaged, keep_newest, write_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    checkpoints,
+    discard_damaged,
+    discard_partial,
+    keep_newest,
+    write_checkpoint,
+)
 from .log import Record, RunLog
 from .pictures import COLUMNS, PATHS, ROWS, pictures_of, save_png, tiles
 from .report import write_report
@@ -44,6 +51,7 @@ class Recorder:
     ) -> None:
         self.folder, self._log, self._model = folder, log, model
         self._averaged_weights, self._state, self._keep = averaged_weights, state, keep
+        self._examined = False
         self._drawable = reals.dim() == 4
         self._originals = originals[: COLUMNS * (ROWS + PATHS) // 2]
         if self._drawable and not folder.reals.exists():
@@ -66,9 +74,13 @@ class Recorder:
     def save(self, step: int) -> None:
         """Write a checkpoint, forget the oldest, and bring the report up to date."""
         path = self.folder.checkpoint(step)
-        if path.exists():
-            # The state after a step is a function of (seed, step): a whole checkpoint is this one.
-            discard_damaged(path)
+        discard_partial(self.folder.checkpoints)
+        if not self._examined:
+            # Of those that an earlier training left, a damaged one would be kept for a whole one.
+            for each in checkpoints(self.folder.checkpoints):
+                discard_damaged(each)
+            self._examined = True
+        # The state after a step is a function of (seed, step): what is there already is this one.
         if not path.exists():
             write_checkpoint(path, self._state())
         keep_newest(self.folder.checkpoints, self._keep)

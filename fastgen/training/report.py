@@ -130,11 +130,13 @@ def _pictures(folder: RunFolder) -> str:
 
 
 def _curves(records: list[Record]) -> str:
-    if not records:
-        return ""
-    names = [name for name in records[-1] if name not in NOT_LOSSES]
-    steps = [record["step"] for record in records]
-    return _cards([curve(name, steps, [record[name] for record in records]) for name in names])
+    # A model may have a loss in some steps only: its curve has the log points that have it.
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name not in NOT_LOSSES:
+                points.setdefault(name, []).append((record["step"], value))
+    return _cards([curve(name, *zip(*found, strict=True)) for name, found in points.items()])
 
 
 def _table(rows: Iterable[tuple[str, object]]) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastgen.files import replace_file
+from fastgen.files import locked, replace_file
 from fastgen.version import __version__
 
 from .text import columns
@@ -114,7 +114,10 @@ class RunFolder:
             raise ConfigMismatch(self.path, rows)
 
     def claim(self, settings: Settings) -> None:
-        """Check, then make the folder and write its `config.json`."""
+        """Check, then make the folder and write its `config.json`.
+
+        A training does this with the folder `locked`: the settings there may be another's.
+        """
         self.check(settings)
         self.path.mkdir(parents=True, exist_ok=True)
         content = {"fastgen": __version__, "settings": dict(settings)}
@@ -131,18 +134,16 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other trainings out of the folder; the lock dies with the process.
+        """Keep other trainings out of the folder, made if need be; the lock dies with the process.
 
         Raises:
             FolderInUse: another process is training here.
         """
-        import fcntl
 
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise FolderInUse(f"another process is training in {self.path}") from error
+        def busy() -> None:
+            raise FolderInUse(f"another process is training in {self.path}")
+
+        with locked(self.path / ".lock", busy):
             yield
 
 

@@ -92,6 +92,7 @@ class Stepper:
         """
         self._drawn.clear()
         self._sizes.clear()
+        self.losses.clear()
         self._recording, self._fitted = self.graphs.begin(), True
         if self.graphs.steps == WARM_UP - 1:
             self._numbers = obstacles.numbers_in(self._model)

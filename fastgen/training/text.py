@@ -1,8 +1,10 @@
-"""Tables of plain text."""
+"""Plain text: tables, and things by what they are and not by where they lie."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from types import FunctionType
 
 
 def columns(rows: Iterable[Sequence[object]]) -> str:
@@ -14,3 +16,15 @@ def columns(rows: Iterable[Sequence[object]]) -> str:
         for row in table
     ]
     return "\n".join(f"  {line.rstrip()}" for line in lines)
+
+
+def without_addresses(text: str) -> str:
+    """Text in which Python shows objects by their addresses, the same in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def spelled(thing: object) -> str:
+    """What a thing is, the same in every process: a function's full name, else its `repr`."""
+    if isinstance(thing, FunctionType):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    return without_addresses(repr(thing))

@@ -26,6 +26,7 @@ from .recorder import Recorder
 from .run_folder import RunFolder, Settings
 from .seeds import PICTURES, own_generators, seed_generators, step_seed
 from .stepper import UPDATES, OptimizerFactory, Stepper
+from .text import spelled, without_addresses
 
 Action = Callable[[int], None]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -166,13 +167,13 @@ class Trainer:
         self._run = None if run is None else RunFolder(Path(run))
         self._settings = settings or {
             "model": type(model).__name__,
-            "details": model.extra_repr(),
+            "details": without_addresses(model.extra_repr()),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "batch_size": batch_size,
             "seed": seed,
             "precision": precision,
-            "optimizers": [repr(each) for each in self._stepper.optimizers],
-            "augment": repr(augment),
+            "optimizers": [spelled(each) for each in self._stepper.optimizers],
+            "augment": spelled(augment),
             "updates": updates,
             "ema_decay": ema_decay,
         }
@@ -189,6 +190,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM came; the step was finished and, with a run folder, a
                 checkpoint saved. A second Ctrl-C stops at once.
             ConfigMismatch: the run folder belongs to other settings.
+            FolderInUse: another process is training in the run folder.
             CheckpointError: a checkpoint cannot be written, or none can be read.
             CaptureError: `capture` is ``"on"`` and the step cannot be captured.
             ProcessesError: the processes were given different settings.
@@ -202,6 +204,7 @@ class Trainer:
             recorder, progress = self._open(steps, stack)
 
             def log(step: int) -> None:
+                record.clear()
                 record.update(self._record())
                 progress.show(record)
                 if recorder is not None:
@@ -274,7 +277,13 @@ class Trainer:
         if self.step:
             progress.say(f"continuing {self._run.path} after step {self.step}")
 
-        log = RunLog(self._run.log, after=self.step, every=self._log_every, say=progress.say)
+        log = RunLog(
+            self._run.log,
+            after=self.step,
+            every=self._log_every,
+            goes_on=self.step < steps,
+            say=progress.say,
+        )
         stack.enter_context(log)
         recorder = Recorder(
             self._run,
@@ -296,8 +305,10 @@ class Trainer:
         assert self._run is not None
         latest = None
         if self._processes.is_first:
-            self._run.claim(self._settings)
+            # What is no run gets no lock file, and a run in use keeps the settings it has.
+            self._run.check(self._settings)
             stack.enter_context(self._run.locked())
+            self._run.claim(self._settings)
             latest = read_latest(self._run.checkpoints) if self.step == 0 else None
         path, checkpoint, complaints = latest or (None, None, [])
         lines = [f"{line}; using {path.name} instead" for line in complaints if path]

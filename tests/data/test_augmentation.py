@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy import ndimage
@@ -21,10 +23,11 @@ def test_each_image_gets_its_own_change_and_the_seed_decides():
     assert not torch.allclose(first[0], first[1])
 
 
+@pytest.mark.parametrize(("height", "width"), [(33, 33), (33, 65), (81, 33)])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_change_is_scipys_affine_transform(seed, monkeypatch):
+def test_the_change_is_scipys_affine_transform(seed, height, width):
     """Rotation, scale and shift as scipy understands them, away from the border."""
-    image = torch.rand(1, 1, 33, 33, generator=torch.Generator().manual_seed(seed))
+    image = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(seed))
     jitter = AffineJitter(rotation=0.15, scale=0.1, shift=0.06)
     torch.manual_seed(seed)
     ours = jitter(image)[0, 0]
@@ -32,19 +35,26 @@ def test_the_change_is_scipys_affine_transform(seed, monkeypatch):
     torch.manual_seed(seed)
     draws = [torch.rand(shape) * 2 - 1 for shape in ((1,), (1,), (1, 2, 1))]
     angle, size = 0.15 * draws[0].item(), 1 + 0.1 * draws[1].item()
-    shift_x, shift_y = (0.06 * 33 * draws[2].flatten()).tolist()
+    shift_x, shift_y = (0.06 * draws[2].flatten() * torch.tensor([width, height])).tolist()
     cosine, sine = size * torch.tensor(angle).cos().item(), size * torch.tensor(angle).sin().item()
     matrix = [[cosine, sine], [-sine, cosine]]  # rows first: scipy's axes are (y, x)
-    center = 16.0
+    y, x = (height - 1) / 2, (width - 1) / 2
     offset = [
-        center - matrix[0][0] * center - matrix[0][1] * center + shift_y,
-        center - matrix[1][0] * center - matrix[1][1] * center + shift_x,
+        y - matrix[0][0] * y - matrix[0][1] * x + shift_y,
+        x - matrix[1][0] * y - matrix[1][1] * x + shift_x,
     ]
     theirs = ndimage.affine_transform(image[0, 0].numpy(), matrix, offset, order=1)
-    inner = slice(9, 24)
-    torch.testing.assert_close(
-        ours[inner, inner], torch.from_numpy(theirs)[inner, inner], atol=1e-3, rtol=0
-    )
+    inner = slice(12, -12), slice(12, -12)
+    torch.testing.assert_close(ours[inner], torch.from_numpy(theirs)[inner], atol=1e-3, rtol=0)
+
+
+def test_a_square_in_an_oblong_image_stays_a_square(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, device: torch.ones(shape))
+    image = torch.zeros(1, 1, 16, 48)
+    image[..., 4:12, 20:28] = 1
+    turned = AffineJitter(rotation=math.pi / 4, scale=0, shift=0)(image)[0, 0] > 0.5
+    rows, columns = turned.any(1).sum().item(), turned.any(0).sum().item()
+    assert rows == columns == pytest.approx(8 * math.sqrt(2), abs=1.5)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

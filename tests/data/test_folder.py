@@ -132,6 +132,24 @@ def test_sixteen_bits_keep_their_range(tmp_path: Path, whole: Whole) -> None:
     np.testing.assert_allclose(images[10, 0] * 257.0, deep, atol=129)
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_sixteen_bits_with_a_transparent_value_lie_on_white(
+    tmp_path: Path, whole: Whole, orientation: int
+) -> None:
+    fill(tmp_path, channels=1)
+    deep = np.random.default_rng(3).integers(0, 2**15, (8, 8), dtype=np.uint16)
+    deep[2, 3] = deep[5, 5] = 1000
+    deep[0, 0] = 1001  # another value, of the same gray in eight bits
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(deep)
+    picture.save(tmp_path / "a.png", transparency=1000, exif=exif)
+    images, _ = whole(load(str(tmp_path), image_size=8))
+    upright = deep if orientation == 1 else np.rot90(deep, -1)
+    exact = np.where(upright == 1000, 255, np.rint(upright / 257.0))
+    np.testing.assert_array_equal(images[10, 0], exact)
+
+
 def test_cmyk_and_one_bit_pictures_are_read(tmp_path: Path, whole: Whole) -> None:
     fill(tmp_path)
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")

@@ -135,6 +135,10 @@ def test_unusable_arguments_are_refused(distance) -> None:  # type: ignore[no-un
         distance(normal(5, 2, 19), normal(6, 2, 20))
     with pytest.raises(ValueError, match=r"p must be at least 1 \(got 0.5\)"):
         distance(normal(5, 2, 19), normal(5, 2, 20), p=0.5)
+    with pytest.raises(ValueError, match=r"p must be finite \(got inf\)"):
+        distance(normal(5, 1, 19), normal(5, 1, 20), p=math.inf)
+    with pytest.raises(ValueError, match=r"p must be at least 1 \(got nan\)"):
+        distance(normal(5, 1, 19), normal(5, 1, 20), p=math.nan)
     with pytest.raises(ValueError, match="x must have shape"):
         distance(torch.ones(5), torch.ones(5))
 

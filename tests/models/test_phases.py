@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -115,6 +116,47 @@ def test_losses_are_float32_under_autocast_and_close_to_those_without(name: str)
         assert {value.dtype for value in losses.values()} == {torch.float32}
         assert {gradient.dtype for gradient in gradients} == {torch.float32}
         torch.testing.assert_close(losses["loss"], exact["loss"], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_of_half_precision_have_losses_in_float32_close_to_those_of_whole_ones(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch.randn
+    monkeypatch.setattr(  # the same noise for both
+        torch, "randn", lambda *a, **k: draw(*a, **{**k, "dtype": None}).to(k.get("dtype"))
+    )
+    model = MODELS[name]().to(dtype)
+    whole = deepcopy(model).float()
+    for phase, exact_phase in zip(model.phases(), whole.phases(), strict=True):
+        images, labels = batch()
+        torch.manual_seed(1)
+        exact = exact_phase.loss(images, labels)["loss"]
+        for given in (images, images.to(dtype)):  # float32, as a trainer's are, and the model's own
+            torch.manual_seed(1)
+            losses = phase.loss(given, labels)
+            gradients = torch.autograd.grad(losses["loss"], phase.parameters)
+            assert {value.dtype for value in losses.values()} == {torch.float32}
+            assert {gradient.dtype for gradient in gradients} == {dtype}
+            torch.testing.assert_close(losses["loss"], exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pictures_and_verdicts_of_half_precision_weights_are_float32(name: str) -> None:
+    model: Any = MODELS[name]().bfloat16()
+    x, _ = batch()
+    made = {
+        "sample": lambda: model.sample(2),
+        "reconstruct": lambda: model.reconstruct(x),
+        "log_likelihood": lambda: model.log_likelihood(x, 3),
+        "probabilities": lambda: model.probabilities(x),
+        "value": lambda: model.value(x, model.latent(len(x))),
+    }
+    results = [make() for method, make in made.items() if hasattr(model, method)]
+    assert results
+    assert {result.dtype for result in results} == {torch.float32}
+    assert all(result.isfinite().all() for result in results)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "gan" in name])

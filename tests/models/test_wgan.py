@@ -76,6 +76,8 @@ def test_what_does_not_belong_together_is_refused_by_name() -> None:
 def test_its_description_names_the_regularizer() -> None:
     text = repr(WGAN.for_images((1, 8, 8), width=2))
     assert "regularizer=GradientPenalty(weight=10.0), critic_steps=5" in text
+    text = repr(WGAN.for_images((1, 8, 8), width=2, regularizer=None))
+    assert "regularizer=Regularizer(), critic_steps=5" in text
 
 
 def test_each_step_of_the_default_model_shrinks_the_gap_it_is_played_on() -> None:

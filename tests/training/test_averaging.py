@@ -75,6 +75,33 @@ def test_the_model_computes_with_the_average_inside_and_with_its_own_weights_out
     assert torch.equal(mean.weights["averaged.weight"], own + 2)
 
 
+class Tied(nn.Module):
+    """One weight under three names, in two averaged modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2)
+        nn.init.ones_(self.other.weight)
+        self.one[0].weight = self.one[1].weight = self.other.weight
+
+
+def test_a_tied_weight_has_one_average_under_all_of_its_names() -> None:
+    model = Tied()
+    mean = WeightAverage(model, ("one", "other", "one"), 0.5, warm_up=False)
+    assert mean.weights.keys() == model.state_dict().keys()
+    tied = ("one.0.weight", "one.1.weight", "other.weight")
+    nn.init.constant_(model.other.weight, 5)
+    mean.update(1)
+    for _ in range(2):
+        assert all(torch.equal(mean.weights[name], torch.full((2, 2), 3.0)) for name in tied)
+        with mean.applied():
+            assert torch.equal(model.other.weight.detach(), torch.full((2, 2), 3.0))
+            assert model.one[0].weight is model.other.weight
+        assert torch.equal(model.other.weight.detach(), torch.full((2, 2), 5.0))
+    model.load_state_dict({**model.state_dict(), **mean.weights})
+    assert torch.equal(model.other.weight.detach(), torch.full((2, 2), 3.0))
+
+
 def test_an_error_inside_gives_the_weights_back() -> None:
     model = Pair()
     mean = average(model, 0.5)

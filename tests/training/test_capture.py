@@ -102,6 +102,26 @@ def test_results_are_overwritten_by_the_next_call_and_carry_no_gradient(
     assert not first[0].requires_grad
 
 
+@pytest.mark.parametrize("device", ["tape", "cpu"])
+def test_the_gradient_of_an_input_is_that_of_its_call(
+    device: str, on_tape: Callable[..., Any]
+) -> None:
+    def step(x: Tensor, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (x**2 * y).sum().backward()
+        (x * y).sum().backward()  # within a call gradients add up
+        return x.grad, y.grad
+
+    capture = on_tape if device == "tape" else fastgen.capture
+    inputs = torch.ones(2, requires_grad=True), torch.ones(2)
+    step = capture(step, inputs, warmup=2)
+    for k in range(1, 7):
+        x, y = torch.tensor([1.0, k]), torch.tensor([float(k), 2.0])
+        gradient, none = step(x, y)
+        assert torch.equal(gradient, 2 * x * y + y)
+        assert none is None
+    assert step.replaying == (device == "tape")
+
+
 def test_arguments_may_be_named_and_constants_are_checked(on_tape: Callable[..., Any]) -> None:
     def scaled(x: Tensor, factor: float, *, shift: Tensor | None = None) -> Tensor:
         return x * factor

@@ -16,6 +16,7 @@ from fastgen.training.checkpoint import (
     DamagedCheckpoint,
     checkpoints,
     discard_damaged,
+    discard_partial,
     keep_newest,
     read_checkpoint,
     read_latest,
@@ -136,8 +137,14 @@ def test_what_a_kill_left_is_cleared_and_never_read(tmp_path: Path) -> None:
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"half")
     assert [path.name for path in checkpoints(tmp_path)] == ["000001"]
+    # Another process may be writing that one; this one's own is written again.
     write(tmp_path, 3)
-    assert names(tmp_path) == ["000001", "000003"]
+    assert names(tmp_path) == [".partial-000002", "000001", "000003"]
+    write(tmp_path, 2)
+    assert names(tmp_path) == ["000001", "000002", "000003"]
+    partial.mkdir()
+    discard_partial(tmp_path)
+    assert names(tmp_path) == ["000001", "000002", "000003"]
 
 
 def test_the_newest_are_kept_by_number_and_not_by_name(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from math import log, log2, pi
 from pathlib import Path
 
@@ -151,6 +153,34 @@ def test_the_feature_classifier_is_trained_once_and_again_for_other_data(
     (folder / "model.safetensors").write_bytes(b"damaged")
     assert all(torch.equal(weights(digits.train)[name], tensor) for name, tensor in first.items())
     assert len(said) == 3
+
+
+def test_of_two_that_want_a_feature_classifier_one_trains_it_and_the_other_waits(
+    digits: Splits, tmp_path: Path
+) -> None:
+    recipe, spoken = FeatureRecipe(width=4, steps=2), threading.Event()
+    said: list[str] = []
+    found: list[Classifier] = []
+
+    def classifier(say: Callable[[str], None]) -> None:
+        device = torch.device("cpu")
+        found.append(feature_classifier(digits.train, device, tmp_path, say, recipe))
+
+    def say_second(line: str) -> None:
+        said.append(line)
+        spoken.set()
+
+    second = threading.Thread(target=classifier, args=(say_second,))
+
+    def say_first(line: str) -> None:
+        second.start()
+        assert spoken.wait(60)
+
+    classifier(say_first)
+    second.join(60)
+    assert [line.partition(",")[0] for line in said] == ["waiting for another process"]
+    one, other = (each.state_dict() for each in found)
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
 
 
 def test_without_labels_a_gan_is_not_measured(digits: Splits, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def record(step: int) -> dict[str, float]:
 
 def write(path: Path, *steps: int, after: int = 0, every: int = 5) -> list[str]:
     said: list[str] = []
-    with RunLog(path, after=after, every=every, say=said.append) as log:
+    with RunLog(path, after=after, every=every, goes_on=bool(steps), say=said.append) as log:
         for step in steps:
             log.record(record(step))
     return said
@@ -44,6 +45,12 @@ def test_the_last_line_of_a_shorter_training_is_dropped_when_it_goes_on(tmp_path
     assert steps(tmp_path / "log.jsonl") == [5, 10]
 
 
+def test_the_last_line_of_a_training_stays_when_no_step_follows(tmp_path: Path) -> None:
+    write(tmp_path / "log.jsonl", 5, 8)
+    write(tmp_path / "log.jsonl", after=8)
+    assert steps(tmp_path / "log.jsonl") == [5, 8]
+
+
 def test_a_line_cut_short_by_a_kill_is_no_obstacle(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     write(path, 5)
@@ -56,6 +63,7 @@ def test_a_line_cut_short_by_a_kill_is_no_obstacle(tmp_path: Path) -> None:
 def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     write(tmp_path / "log.jsonl", 5, 10, 15)
+    time.sleep(1)  # files of events are read in the order of their names, which count seconds
     write(tmp_path / "log.jsonl", 15, after=10)
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [(point.step, point.value) for point in events.Scalars("gan/loss")] == [

@@ -78,6 +78,20 @@ def test_the_page_holds_configuration_losses_and_evaluation(run: Path) -> None:
     assert "Evaluation\nelbo\n-12.346" in Page(folder.report.read_text()).text
 
 
+def test_a_loss_that_some_log_points_lack_has_a_curve_of_the_others(run: Path) -> None:
+    folder = RunFolder(run)
+    folder.claim({"model": "vae"})
+    clock = {"seconds": 1.0, "images_per_second": 9.0}
+    losses = [{"a": 1.0, "gone": 2.0}, {"a": 1.5}, {"a": 0.5, "late": 3.0}]
+    lines = [{"step": 5 * k, **clock, **each} for k, each in enumerate(losses, 1)]
+    folder.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(folder)
+    text = " ".join(Page(folder.report.read_text()).text.split())
+    for name, last, first_step, last_step in (("a", 0.5, 5, 15), ("gone", 2, 5, 5)):
+        assert re.search(rf" {name} {last} .*? {first_step} step {last_step} ", text)
+    assert re.search(r" late 3 3 3 15 step 15 ", text)
+
+
 def test_a_run_without_anything_has_a_report_too(run: Path) -> None:
     folder = RunFolder(run)
     folder.claim({"model": "classifier"})

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from toys import Noise, Regression, Transposed, models
 
 from fastgen.data import Splits
+from fastgen.models import WGAN
 from fastgen.training import Interrupted, Trainer
 from fastgen.training.checkpoint import Checkpoint, checkpoints, read_checkpoint
 from fastgen.training.log import read_log
+from fastgen.training.run_folder import RunFolder
 
 KINDS = ("dropout", "transposed", "gan", "wgan", "spectral", "vae", "autoencoder", "classifier")
 TOYS = {"dropout": Regression, "transposed": Transposed}
@@ -83,6 +86,31 @@ def test_any_optimizer_goes_on_exactly(optimizer: Any, digits: Splits, tmp_path:
     assert_equal(last(parts), last(whole))
 
 
+class Own:
+    def __call__(self, images: Tensor) -> Tensor:
+        return -images
+
+
+def function() -> Any:
+    return lambda images: -images
+
+
+@pytest.mark.parametrize("augmentation", [function, Own])
+def test_what_has_no_name_but_an_address_goes_on_in_another_process(
+    augmentation: Any, digits: Splits, run: Path
+) -> None:
+    # As in another process, the second ones lie elsewhere.
+    augment = [augmentation() for _ in range(2)]
+    model = [WGAN.for_images((1, 8, 8), latent_dim=3, width=4, regularizer=None) for _ in range(2)]
+    for k in range(2):
+        options: dict[str, Any] = {"batch_size": 8, "progress": False, "augment": augment[k]}
+        Trainer(model[k], digits.train, run=run, **options).fit(k + 1)
+    settings = RunFolder(run).settings()
+    assert settings is not None
+    assert " at 0x" not in str(settings)
+    assert f"{__name__}.{augmentation.__qualname__}" in settings["augment"]
+
+
 def test_save_and_load_work_without_a_run_folder(digits: Splits, tmp_path: Path) -> None:
     whole, first, second = (trainer("vae", digits, None, start) for start in (0, 0, 1))
     whole.fit(2 * N)
@@ -121,6 +149,17 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
     assert_equal(last(parts), last(whole))
     assert numbers(parts / "log.jsonl") == numbers(whole / "log.jsonl")
     assert read_checkpoint(damaged).state["step"] == N
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, ["000005"]), (2, ["000003", "000005"])])
+def test_a_damaged_checkpoint_is_not_kept_in_the_place_of_a_whole_one(
+    keep: int, left: list[str], digits: Splits, run: Path
+) -> None:
+    trainer("gan", digits, run, checkpoint_every=3).fit(6)
+    (run / "checkpoints" / "000006" / "model.safetensors").write_bytes(b"damaged")
+    trainer("gan", digits, run, keep=keep).fit(5)
+    assert [path.name for path in checkpoints(run / "checkpoints")] == left
+    assert last(run).state["step"] == 5
 
 
 def test_a_checkpoint_of_another_model_is_refused(digits: Splits, tmp_path: Path) -> None:

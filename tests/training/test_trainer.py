@@ -19,6 +19,7 @@ from fastgen.data import Splits
 from fastgen.models import GAN, WGAN, Model, Phase
 from fastgen.training import ConfigMismatch, Trainer
 from fastgen.training.checkpoint import read_checkpoint
+from fastgen.training.run_folder import FolderInUse, RunFolder
 
 # --- updates, by hand ---
 
@@ -224,6 +225,14 @@ def test_bf16_computes_losses_in_bfloat16_and_keeps_weights_in_float32(digits: S
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", ["gan", "wgan", "spectral", "vae", "autoencoder", "classifier"])
+def test_a_model_of_bfloat16_weights_is_trained(kind: str, digits: Splits, run: Path) -> None:
+    model = models(digits)[kind]().bfloat16()
+    record = Trainer(model, digits.train, batch_size=8, run=run, progress=False).fit(2)
+    assert all(math.isfinite(value) for value in record.values())
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
 def test_weights_and_images_are_channels_last(digits: Splits) -> None:
     formats = []
     model = models(digits)["gan"]()
@@ -325,11 +334,33 @@ def test_samples_are_drawn_with_the_averaged_weights(digits: Splits, run: Path) 
     assert np.array_equal(picture, expected.byte().numpy())
 
 
+def test_what_a_kill_left_among_the_checkpoints_is_cleared(run: Path) -> None:
+    Trainer(Regression(), Noise(4, 6), run=run, progress=False).fit(1)
+    (run / "checkpoints" / ".partial-000002").mkdir()
+    Trainer(Regression(), Noise(4, 6), run=run, progress=False).fit(3)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000001", "000003"]
+
+
 def test_data_that_is_no_images_is_trained_without_pictures(run: Path) -> None:
     Trainer(Regression(), Noise(4, 6), run=run, progress=False).fit(2)
     assert not (run / "samples").exists()
     assert not (run / "reals.png").exists()
     assert (run / "report.html").exists()
+
+
+def test_a_loss_that_only_some_steps_have_is_logged_and_drawn(run: Path) -> None:
+    class Sometimes(Regression):
+        step = 0
+
+        def _loss(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+            self.step += 1
+            losses = super()._loss(images, labels)
+            return {**losses, "second": losses["loss"].detach()} if self.step == 2 else losses
+
+    Trainer(Sometimes(), Noise(4, 6), run=run, log_every=1, progress=False).fit(3)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert ["regression/second" in line for line in lines] == [False, True, False]
+    assert "regression/second" in (run / "report.html").read_text()
 
 
 # --- what it refuses ---
@@ -339,6 +370,25 @@ def test_a_run_of_other_settings_is_refused(run: Path) -> None:
     Trainer(Regression(), Noise(4, 6), run=run, progress=False).fit(2)
     with pytest.raises(ConfigMismatch, match=r"seed +0 +1"):
         Trainer(Regression(), Noise(4, 6), run=run, seed=1, progress=False).fit(4)
+
+
+def test_a_run_in_use_keeps_its_settings_when_another_training_is_refused(run: Path) -> None:
+    def training(steps: int) -> Trainer:
+        return Trainer(Regression(), Noise(4, 6), run=run, settings={"steps": steps})
+
+    training(2).fit(2)
+    with RunFolder(run).locked(), pytest.raises(FolderInUse):
+        training(4).fit(4)
+    assert RunFolder(run).settings() == {"steps": 2}
+    training(2).fit(2)
+
+
+def test_where_no_run_may_be_nothing_is_left_behind(run: Path) -> None:
+    run.mkdir()
+    (run / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        Trainer(Regression(), Noise(4, 6), run=run).fit(2)
+    assert [path.name for path in run.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize(
