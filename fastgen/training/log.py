@@ -23,12 +23,32 @@ last point, and every loss of that step as ``"phase/name"``."""
 NOT_LOSSES = ("step", "seconds", "images_per_second")
 
 
-def read_log(path: Path) -> list[Record]:
-    """The records of a log. A last line cut short by a kill is left out."""
+def read_log(path: Path, say: Callable[[str], None] = lambda line: None) -> list[Record]:
+    """The records of a log. A last line cut short by a kill is left out, and so is a damaged one,
+    of which `say` is told.
+    """
     if not path.exists():
         return []
-    whole, _, _ = path.read_text().rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    whole, _, _ = path.read_text(errors="replace").rpartition("\n")
+    records, damaged = [], []
+    for number, line in enumerate(whole.splitlines(), 1):
+        if (record := _record_of(line)) is None:
+            damaged.append(str(number))
+        else:
+            records.append(record)
+    if damaged:
+        say(f"left out of {path}, as no log points: line {', '.join(damaged)}")
+    return records
+
+
+def _record_of(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and set(NOT_LOSSES) <= record.keys()
+    numbers = whole and all(type(value) in (int, float) for value in record.values())
+    return record if numbers else None
 
 
 class RunLog:
@@ -54,7 +74,7 @@ class RunLog:
     ) -> None:
         # The last step of a training is a log point in any case; of a longer one only by its count.
         end = after - 1 if goes_on and after % every else after
-        lines = [json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= end]
+        lines = [json.dumps(line) + "\n" for line in read_log(path, say) if line["step"] <= end]
         replace_file(path, "".join(lines).encode())
         self._file = path.open("a")
         self._events = _events(path.parent, after, say)

@@ -108,7 +108,11 @@ def _section(title: str, content: str) -> str:
 
 
 def _evaluation(path: Path) -> str:
-    return _table(json.loads(path.read_text()).items()) if path.exists() else ""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):  # none yet, or a damaged one
+        return ""
+    return _table(found.items()) if isinstance(found, dict) else ""
 
 
 def _pictures(folder: RunFolder) -> str:

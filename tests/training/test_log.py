@@ -60,6 +60,20 @@ def test_a_line_cut_short_by_a_kill_is_no_obstacle(tmp_path: Path) -> None:
     assert steps(path) == [5, 10]
 
 
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"step": 3}', '{"step": "x"}', "\udc80", ""])
+def test_a_damaged_line_is_left_out_and_named(tmp_path: Path, line: str) -> None:
+    path, said = tmp_path / "log.jsonl", []
+    with RunLog(path, after=0, every=5, goes_on=True, say=print) as log:
+        log.record(record(5))
+    whole = path.read_bytes()
+    path.write_bytes(line.encode(errors="surrogateescape") + b"\n" + whole)
+    assert read_log(path) == [record(5)]
+    with RunLog(path, after=5, every=5, goes_on=True, say=said.append):
+        pass
+    assert path.read_bytes() == whole
+    assert any(f"{path}" in each and "line 1" in each for each in said)
+
+
 def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     write(tmp_path / "log.jsonl", 5, 10, 15)

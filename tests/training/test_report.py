@@ -76,6 +76,10 @@ def test_the_page_holds_configuration_losses_and_evaluation(run: Path) -> None:
     folder.evaluation.write_text(json.dumps({"elbo": -12.345678}))
     write_report(folder)
     assert "Evaluation\nelbo\n-12.346" in Page(folder.report.read_text()).text
+    for damaged in ("{", "[1]", ""):
+        folder.evaluation.write_text(damaged)
+        write_report(folder)
+        assert "Evaluation" not in Page(folder.report.read_text()).text
 
 
 def test_a_loss_that_some_log_points_lack_has_a_curve_of_the_others(run: Path) -> None:
