@@ -112,6 +112,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
         ["lr", "0.0005", "0.5"],
     ]
     train("gan", "--run", "run", code=2)
+    train("gan", "--run", "run", "--dry-run", code=2)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -140,10 +141,17 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
         (("vae", "--image-size", 9), "images of 9x9 do not halve evenly"),
         (("vae", "--run", "text.npy"), "is a file: a run needs a folder"),
         (("vae", "--run", "full"), "is not empty and holds no run"),
-        (("vae", "--lr", -1), "learning rate"),
-        (("vae", "--precision", "fp8"), "precision must be one of fp32, bf16"),
+        (("vae", "--lr", -1), "--lr must be a finite number above 0 (got -1.0)"),
+        (("vae", "--lr", "inf"), "--lr must be a finite number above 0 (got inf)"),
+        (("vae", "--lr", "nan"), "--lr must be a finite number above 0 (got nan)"),
+        (("vae", "--precision", "fp16"), "--precision must be fp32 or bf16 (got 'fp16')"),
+        (("vae", "--device", "gpu"), "--device must be auto, cpu, cuda or a GPU by its number"),
+        (("vae", "--device", "meta"), "--device must be auto, cpu, cuda or a GPU by its number"),
         (("vae", "--device", "cuda:99"), "is not there"),
-        (("gan", "--ema", 1), "ema_decay must lie in [0, 1)"),
+        (("vae", "--capture", "yes"), "--capture must be auto, off or on (got 'yes')"),
+        (("vae", "--capture", "on", "--device", "cpu"), "needs a CUDA GPU"),
+        (("gan", "--ema", 1), "--ema must be a number from 0 up to, but not including, 1"),
+        (("gan", "--ema", "nan"), "--ema must be a number from 0 up to, but not including, 1"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -154,7 +162,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     (tmp_path / "full" / "thesis.tex").touch()
     (tmp_path / "text.npy").write_text("no array")
     np.save(tmp_path / "bare.npy", np.zeros((20, 8, 8), np.uint8))
-    assert message in one_line(fastgen("train", *arguments, "--steps", 1, code=2))
+    for dry in ((), ("--dry-run",)):
+        assert message in one_line(fastgen("train", *arguments, "--steps", 1, *dry, code=2))
     assert not (tmp_path / "runs").exists()
 
 

@@ -19,6 +19,7 @@ from fastgen.training.config import (
     WGAN_REGULARIZERS,
     ConfigError,
     build_model,
+    check_device,
     resolve,
     term_forms,
     with_data,
@@ -180,9 +181,7 @@ def train(
         _of_training(
             "--ema",
             metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Memory of the averaged generator that draws the pictures; 0: none. "
+            help="Memory of the averaged generator that draws the pictures, in [0, 1); 0: none. "
             f"{_defaults('ema')}",
         ),
     ] = None,
@@ -231,8 +230,8 @@ def train(
         bool,
         _of_run(
             "--dry-run",
-            help="Print the configuration, the layers with their shapes and the parameter counts, "
-            "then exit. Nothing is written.",
+            help="Check the options, print the configuration, the layers with their shapes and the "
+            "parameter counts, then exit. Nothing is written.",
         ),
     ] = False,
 ) -> None:
@@ -264,19 +263,19 @@ def train(
         processes = find_processes()
         with wrong_input(), processes.together():
             with processes.gate():
+                check_device(device, capture)
                 settings, splits = with_data(resolve(model, given))
                 network = build_model(settings)
             if processes.is_first:
                 warn(f"skipped {path}: {reason}" for path, reason in splits.train.skipped)
-            if dry_run:
-                if processes.is_first:
-                    typer.echo(describe(network, settings, splits))
-                return
             # The others come by when the first has made the next one already.
             folder = RunFolder(Path(processes.tell(str(run or next_run(RUNS, settings)))))
             with processes.gate():
+                description = ""
                 if processes.is_first:
                     folder.check(settings)
+                    if dry_run:  # before the trainer moves the network
+                        description = describe(network, settings, splits)
                 trainer = Trainer(
                     network,
                     splits.train,
@@ -295,6 +294,10 @@ def train(
                     sample_every=sample_every,
                     checkpoint_every=checkpoint_every,
                 )
+        if dry_run:
+            if processes.is_first:
+                typer.echo(description)
+            return
         shown = {
             "run": folder.path,
             **given,
@@ -485,6 +488,7 @@ def bench(
     --routes` shows them.
     """
     with one_line_for_each_failure(), wrong_input():
+        check_device(device)
         if not tune:
             complete = _climb(quick, out, threads, device)
             if not complete:

@@ -78,6 +78,9 @@ def test_a_device_that_is_not_there_is_one_line() -> None:
     result = CliRunner().invoke(app, ["bench", "--device", "cuda:99"])
     assert result.exit_code == 2
     assert result.stderr.startswith("fastgen: device 'cuda:99' is not there")
+    result = CliRunner().invoke(app, ["bench", "--device", "gpu"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fastgen: --device must be auto, cpu, cuda or a GPU by its")
 
 
 def test_tuning_is_still_there() -> None:
