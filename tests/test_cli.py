@@ -380,6 +380,20 @@ def test_help_teaches_with_examples() -> None:
     assert all(command in fastgen("--help").stdout for command in ("train", "sample", "info"))
 
 
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [("train", {"--dry-run", "--help"}), ("bench", {"--quick", "--tune", "--help"})],
+)
+def test_help_tells_the_default_of_every_option(command: str, flags: set[str]) -> None:
+    lines = fastgen(command, "--help").stdout.splitlines()
+    options = {line.split()[1]: n for n, line in enumerate(lines) if line.startswith("│ --")}
+    assert len(options) > 10
+    for option, n in options.items():
+        # One that does not fit into a line goes on in the next.
+        whole = lines[n] + (lines[n + 1] if lines[n + 1].startswith("│     ") else "")
+        assert ("[default: " in whole) == (option not in flags), whole
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, fastgen.cli; print('torch' in sys.modules, 'typer' in sys.modules)"
     root = Path(__file__).resolve().parent.parent

@@ -68,17 +68,22 @@ def _defaults(option: str) -> str:
     values = {name: recipe.defaults.get(option) for name, recipe in RECIPES.items()}
     shown = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     same = len(set(values.values())) == 1
-    return f"[dim]\\[default: {values['gan'] if same else shown}][/dim]"
+    return _default(values["gan"] if same else shown)
+
+
+def _default(value: object) -> str:
+    return f"[dim]\\[default: {value}][/dim]"
 
 
 def _option(panel: str, *names: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
-_of_model = partial(_option, "Model")
+# What is None by default has its default from a table, and says so in its help.
+_of_model = partial(_option, "Model", show_default=False)
+_of_training = partial(_option, "Training", show_default=False)
+_of_run = partial(_option, "Run", show_default=False)
 _with_tune = partial(_option, "With --tune")
-_of_training = partial(_option, "Training")
-_of_run = partial(_option, "Run")
 
 
 @app.command(
@@ -100,7 +105,7 @@ def train(
             "--data",
             metavar="SPEC",
             help="digits (scikit-learn's handwritten digits), a folder of images, FILE.npy or "
-            f"FILE.npz, mnist:DIR, cifar10:DIR. [dim]\\[default: {COMMON['data']}][/dim]",
+            f"FILE.npz, mnist:DIR, cifar10:DIR. {_default(COMMON['data'])}",
         ),
     ] = None,
     run: Annotated[
@@ -108,8 +113,8 @@ def train(
         _of_run(
             "--run",
             metavar="DIR",
-            help="Folder of the run, to start or to continue. [dim]\\[default: the next number, as "
-            "runs/0001-wgan-digits][/dim]",
+            help="Folder of the run, to start or to continue. "
+            f"{_default('the next number, as runs/0001-wgan-digits')}",
         ),
     ] = None,
     steps: Annotated[
@@ -122,8 +127,7 @@ def train(
             "--batch-size",
             metavar="N",
             min=1,
-            help="Images in a batch, of all processes together. "
-            f"[dim]\\[default: {COMMON['batch_size']}][/dim]",
+            help=f"Images in a batch, of all processes together. {_default(COMMON['batch_size'])}",
         ),
     ] = None,
     image_size: Annotated[
@@ -132,8 +136,8 @@ def train(
             "--image-size",
             metavar="N",
             min=1,
-            help="Crop and resize images to this many pixels. [dim]\\[default: as the data comes; "
-            "digits 16, folders 64][/dim]",
+            help="Crop and resize images to this many pixels. "
+            f"{_default('as the data comes; digits 16, folders 64')}",
         ),
     ] = None,
     width: Annotated[
@@ -195,7 +199,7 @@ def train(
             "--seed",
             metavar="N",
             min=0,
-            help=f"All randomness derives from it. [dim]\\[default: {COMMON['seed']}][/dim]",
+            help=f"All randomness derives from it. {_default(COMMON['seed'])}",
         ),
     ] = None,
     precision: Annotated[
@@ -203,28 +207,43 @@ def train(
         _of_training(
             "--precision",
             metavar="fp32|bf16",
-            help=f"bf16: mixed precision. [dim]\\[default: {COMMON['precision']}][/dim]",
+            help=f"bf16: mixed precision. {_default(COMMON['precision'])}",
         ),
     ] = None,
     device: Annotated[
         str,
-        _of_training("--device", metavar="auto|cpu|cuda", help="auto: a CUDA GPU if there is one."),
+        _of_training(
+            "--device",
+            metavar="auto|cpu|cuda",
+            help=f"auto: a CUDA GPU if there is one. {_default(OUTPUT_DEFAULTS['device'])}",
+        ),
     ] = "auto",
     capture: Annotated[
         str,
         _of_training(
             "--capture",
             metavar="auto|off|on",
-            help="Replay steps from CUDA graphs; auto: on a GPU where it can be done.",
+            help="Replay steps from CUDA graphs; auto: on a GPU where it can be done. "
+            f"{_default(OUTPUT_DEFAULTS['capture'])}",
         ),
     ] = "auto",
     sample_every: Annotated[
         int,
-        _of_run("--sample-every", metavar="N", min=1, help="Steps between pictures."),
+        _of_run(
+            "--sample-every",
+            metavar="N",
+            min=1,
+            help=f"Steps between pictures. {_default(OUTPUT_DEFAULTS['sample_every'])}",
+        ),
     ] = 250,
     checkpoint_every: Annotated[
         int,
-        _of_run("--checkpoint-every", metavar="N", min=1, help="Steps between checkpoints."),
+        _of_run(
+            "--checkpoint-every",
+            metavar="N",
+            min=1,
+            help=f"Steps between checkpoints. {_default(OUTPUT_DEFAULTS['checkpoint_every'])}",
+        ),
     ] = 250,
     dry_run: Annotated[
         bool,
@@ -327,7 +346,7 @@ def sample(
         Path | None,
         typer.Option(
             metavar="FILE.png",
-            help="Where to write the picture. [dim]\\[default: in the run folder][/dim]",
+            help=f"Where to write the picture. {_default('in the run folder')}",
         ),
     ] = None,
     interpolate: Annotated[
@@ -462,20 +481,28 @@ def bench(
     model: Annotated[
         list[str] | None,
         _with_tune(
-            "--model", metavar="MODEL", help=f"One of {', '.join(RECIPES)}; may be repeated."
+            "--model",
+            metavar="MODEL",
+            help=f"One of {', '.join(RECIPES)}; may be repeated. {_default('all of them')}",
         ),
     ] = None,
     image_size: Annotated[int, _with_tune("--image-size", min=1, help="Height and width.")] = 64,
     channels: Annotated[
-        int, _with_tune("--channels", min=1, max=4, help="Channels of the pictures.")
+        int,
+        _with_tune("--channels", min=1, max=4, help="Channels of the pictures."),
     ] = 3,
     batch_size: Annotated[int, _with_tune("--batch-size", min=1, help="Images in a batch.")] = 64,
     width: Annotated[
         int | None,
-        _with_tune("--width", min=1, help="Channels next to the image, as in train."),
+        _with_tune(
+            "--width",
+            min=1,
+            help=f"Channels next to the image, as in train. {_defaults('width')}",
+        ),
     ] = None,
     precision: Annotated[
-        str, _with_tune("--precision", metavar="fp32|bf16", help="As in train.")
+        str,
+        _with_tune("--precision", metavar="fp32|bf16", help="As in train."),
     ] = "fp32",
 ) -> None:
     """Measure on this machine how fast layers, training steps and sampling are.
