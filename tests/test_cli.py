@@ -377,6 +377,7 @@ def test_help_teaches_with_examples() -> None:
     text = fastgen("train", "--help").stdout
     assert "fastgen train vae --data mnist:~/mnist" in text
     assert "gradient-penalty:10" in text
+    assert "The same command with --run DIR continues the run in DIR" in text
     assert all(command in fastgen("--help").stdout for command in ("train", "sample", "info"))
 
 

@@ -92,8 +92,9 @@ _with_tune = partial(_option, "With --tune")
     "fastgen train vae --data mnist:~/mnist --latent-dim 32 --run runs/mnist-vae\n\n"
     "fastgen train gan --data ~/faces --loss relativistic --regularizer r1:1,r2:1\n\n"
     "torchrun --nproc_per_node=4 -m -- fastgen train wgan --data ~/faces --run runs/faces\n\n"
-    "The same command again continues the run; a larger --steps continues a finished one. Started "
-    "by torchrun, several processes train together, each on a GPU or a part of the CPU's cores."
+    "The same command with --run DIR continues the run in DIR, a larger --steps a finished one; "
+    "without --run every training is a new run. Started by torchrun, several processes train "
+    "together, each on a GPU or a part of the CPU's cores."
 )
 def train(
     model: Annotated[
