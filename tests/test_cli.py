@@ -355,9 +355,29 @@ def test_data_that_changed_since_the_training_is_noticed(tmp_path: Path) -> None
     np.save(tmp_path / "bare.npy", images)
     train("autoencoder", "--data", "bare.npy", "--run", "run", steps=1)
     np.save(tmp_path / "bare.npy", 255 - images)
-    assert "has changed since this run" in one_line(fastgen("evaluate", "run"))
+    changed = f"the pictures of {tmp_path}/bare.npy are not those that run was trained on"
+    assert changed in one_line(fastgen("evaluate", "run"))
     result = train("autoencoder", "--data", "bare.npy", "--run", "run", steps=2, code=2)
-    assert "data_fingerprint" in result.stderr
+    assert f"T{changed[1:]}" in result.stderr
+    assert "data_fingerprint" not in result.stderr
+    np.save(tmp_path / "bare.npy", np.stack([images] * 3, axis=1))
+    expected = "run was trained on images of shape [1, 8, 8], "
+    assert expected in one_line(fastgen("evaluate", "run", code=2))
+
+
+def test_data_that_moved_continues_and_is_measured_from_its_new_place(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.save(tmp_path / "here.npy", images)
+    train("autoencoder", "--data", "here.npy", "--run", "run", steps=1)
+    (tmp_path / "here.npy").rename(tmp_path / "there.npy")
+    line = one_line(fastgen("evaluate", "run", code=2))
+    assert "here.npy' does not exist" in line
+    assert line.endswith("; --data SPEC says where the run's data is now")
+    moved = fastgen("evaluate", "run", "--data", "there.npy")
+    assert moved.stderr == ""
+    train("autoencoder", "--data", "there.npy", "--run", "run", steps=2)
+    assert json.loads(fastgen("evaluate", "run", "--json").stdout)["step"] == 2
+    assert "--data" not in one_line(fastgen("evaluate", "run", "--data", "nowhere", code=2))
 
 
 # --- info and help ---

@@ -388,6 +388,14 @@ CANNOT_DRAW = "only a gan, wgan or vae has latents to draw new images from"
 )
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Where the run's data is now, as in train. "
+            f"{_default('where it was during the training')}",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a trained model on images that the training has not seen.
@@ -397,7 +405,7 @@ def evaluate(
     The numbers also go to evaluation.json and to the report.
     """
     with one_line_for_each_failure(), wrong_input():
-        from fastgen.data import fingerprint, load
+        from fastgen.data import DataError, fingerprint, load
         from fastgen.files import replace_file
         from fastgen.training.devices import resolve_device
         from fastgen.training.evaluation import evaluate as measure
@@ -409,9 +417,19 @@ def evaluate(
             return
         loaded = load_run(run, device=resolve_device("auto"))
         warn(loaded.complaints)
-        splits = load(loaded.settings["data"], image_size=loaded.settings["image_size"])
+        spec = loaded.settings["data"] if data is None else data
+        try:
+            splits = load(spec, image_size=loaded.settings["image_size"])
+        except DataError as error:
+            if data is not None:
+                raise
+            raise ConfigError(f"{error}; --data SPEC says where the run's data is now") from error
+        shape = list(splits.train.image_shape)
+        if shape != loaded.settings["image_shape"]:
+            known = loaded.settings["image_shape"]
+            raise ConfigError(f"{run} was trained on images of shape {known}, {spec} has {shape}")
         if fingerprint(splits.train) != loaded.settings["data_fingerprint"]:
-            warn([f"{loaded.settings['data']} has changed since this run was trained on it"])
+            warn([f"the pictures of {spec} are not those that {run} was trained on"])
         numbers = measure(loaded.model, splits, say=lambda line: warn([line]))
         results = {"step": loaded.step, **numbers}
         folder = RunFolder(run)
