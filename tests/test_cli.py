@@ -180,8 +180,10 @@ def test_unreadable_pictures_are_listed_and_the_others_used(tmp_path: Path) -> N
         pixels = np.full((8, 8, 3), i * 20, np.uint8)
         Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
     (tmp_path / "faces" / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "faces" / "other.bmp")
     result = train("autoencoder", "--data", "faces", steps=1)
     assert "broken.png" in result.stderr.splitlines()[0]
+    assert result.stderr.splitlines()[1].startswith("fastgen: left out 1 file: .bmp 1 (read are")
     assert (tmp_path / "runs" / "0001-autoencoder-faces").is_dir()
 
 
@@ -397,6 +399,7 @@ def test_help_teaches_with_examples() -> None:
     text = fastgen("train", "--help").stdout
     assert "fastgen train vae --data mnist:~/mnist" in text
     assert "gradient-penalty:10" in text
+    assert "a folder with PNG, JPEG and WebP images" in text
     assert "The same command with --run DIR continues the run in DIR" in text
     assert all(command in fastgen("--help").stdout for command in ("train", "sample", "info"))
 

@@ -105,8 +105,9 @@ def train(
         _of_training(
             "--data",
             metavar="SPEC",
-            help="digits (scikit-learn's handwritten digits), a folder of images, FILE.npy or "
-            f"FILE.npz, mnist:DIR, cifar10:DIR. {_default(COMMON['data'])}",
+            help="digits (scikit-learn's handwritten digits), a folder with PNG, JPEG and WebP "
+            "images at any depth, FILE.npy or FILE.npz, mnist:DIR, cifar10:DIR. "
+            f"{_default(COMMON['data'])}",
         ),
     ] = None,
     run: Annotated[
@@ -288,6 +289,8 @@ def train(
                 network = build_model(settings)
             if processes.is_first:
                 warn(f"skipped {path}: {reason}" for path, reason in splits.train.skipped)
+                if splits.train.left_out:
+                    warn_line(splits.train.left_out)
             # The others come by when the first has made the next one already.
             folder = RunFolder(Path(processes.tell(str(run or next_run(RUNS, settings)))))
             with processes.gate():
