@@ -137,7 +137,10 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
         (("vae", "--data", "empty"), "empty"),
         (("vae", "--data", "mnist:empty"), "empty"),
         (("vae", "--data", "text.npy"), "text.npy"),
-        (("classifier", "--data", "bare.npy"), "a classifier needs labels"),
+        (
+            ("classifier", "--data", "bare.npy"),
+            "has none: put the pictures into one sub-folder per class",
+        ),
         (("vae", "--image-size", 9), "images of 9x9 do not halve evenly"),
         (("vae", "--run", "text.npy"), "is a file: a run needs a folder"),
         (("vae", "--run", "full"), "is not empty and holds no run"),
@@ -349,7 +352,8 @@ def test_a_gan_without_labels_says_that_it_needs_them(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
     np.save(tmp_path / "bare.npy", images)
     train("gan", "--data", "bare.npy", "--run", "run", steps=1)
-    assert "needs labels: this data has none" in one_line(fastgen("evaluate", "run", code=2))
+    line = one_line(fastgen("evaluate", "run", code=2))
+    assert "bare.npy has none: put the pictures into one sub-folder per class" in line
 
 
 def test_data_that_changed_since_the_training_is_noticed(tmp_path: Path) -> None:
@@ -401,6 +405,10 @@ def test_help_teaches_with_examples() -> None:
     assert "gradient-penalty:10" in text
     assert "a folder with PNG, JPEG and WebP images" in text
     assert "The same command with --run DIR continues the run in DIR" in text
+    text = " ".join(fastgen("evaluate", "--help").stdout.split())
+    seen = text.index("Beside one half of the training images: gan, wgan:")
+    assert "On images that the training has not seen: classifier:" in text[:seen]
+    assert "needs labels: put the pictures into one sub-folder per class" in text[seen:]
     assert all(command in fastgen("--help").stdout for command in ("train", "sample", "info"))
 
 

@@ -401,10 +401,15 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a trained model on images that the training has not seen.
+    """Measure a trained model.
 
-    classifier: accuracy. vae: ELBO, log-likelihood, squared error. autoencoder: squared error. gan,
-    wgan: Frechet distance, precision and recall, beside what two halves of the real images reach.
+    On images that the training has not seen: classifier: accuracy. vae: ELBO, log-likelihood,
+    squared error. autoencoder: squared error.
+
+    Beside one half of the training images: gan, wgan: Frechet distance, precision and recall, and
+    what the other half reaches in their place. They are taken in the features of a classifier of
+    the same data, so the data needs labels: put the pictures into one sub-folder per class.
+
     The numbers also go to evaluation.json and to the report.
     """
     with one_line_for_each_failure(), wrong_input():

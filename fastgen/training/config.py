@@ -89,7 +89,9 @@ def with_data(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Splits]:
     }
     if settings["model"] == "classifier":
         if splits.train.labels is None:
-            raise ConfigError(f"a classifier needs labels, and {settings['data']} has none")
+            raise ConfigError(
+                f"a classifier needs labels, and {settings['data']} has none: {TO_LABEL}"
+            )
         known["classes"] = splits.train.classes
     return {**settings, **known}, splits
 
@@ -241,6 +243,9 @@ SPELLINGS: dict[str, dict[str, Callable[[str], str]]] = {
     "gan": {"loss": spell_loss, "regularizer": spell_terms(GAN_PENALTIES, several=True)},
     "wgan": {"regularizer": spell_terms(WGAN_REGULARIZERS, several=False)},
 }
+
+TO_LABEL = "put the pictures into one sub-folder per class, or images and labels into a FILE.npz"
+"""How data gets labels, for messages."""
 
 ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lr": ("a finite number above 0", lambda lr: 0 < lr < inf),
