@@ -205,10 +205,36 @@ def test_a_full_disk_is_one_line_and_exit_code_1(
     result = train("vae", "--run", "run", "--checkpoint-every", 1, steps=3, code=1)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("fastgen: ")]
     assert "cannot write the checkpoint run/checkpoints/000002: No space left on device" in line
+    assert line.endswith("To go on from run/checkpoints/000001:")
+    assert result.stderr.splitlines()[-1].startswith("  fastgen train vae --run run --steps 3 ")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000001"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     train("vae", "--run", "run", "--checkpoint-every", 1, steps=3)
+
+
+def test_a_disk_that_is_full_of_pictures_is_told_with_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flush, wanted = os.fsync, "000000.png"
+
+    def fsync(descriptor: int) -> None:
+        if wanted in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, os.strerror(28))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    often = ("--run", "run", "--sample-every", 1, "--checkpoint-every", 1)
+    result = train("gan", *often, code=1)
+    assert result.stderr == "fastgen: run/samples/000000.png: No space left on device\n"
+    wanted = "000002.png"
+    result = train("gan", *often, code=1)
+    *_, line, command = result.stderr.splitlines()
+    assert line == (
+        "fastgen: run/samples/000002.png: No space left on device. "
+        "To go on from run/checkpoints/000001:"
+    )
+    assert command.startswith("  fastgen train gan --run run --steps 2 ")
 
 
 def test_numbers_that_are_no_longer_finite_are_one_line_and_exit_code_1(

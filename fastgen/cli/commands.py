@@ -29,7 +29,7 @@ from fastgen.training.text import columns
 
 from .failures import (
     fail,
-    one_line_for_an_interrupt,
+    one_line_for_an_early_end,
     one_line_for_each_failure,
     warn,
     warn_line,
@@ -329,7 +329,7 @@ def train(
             "sample_every": sample_every,
             "checkpoint_every": checkpoint_every,
         }
-        with one_line_for_an_interrupt(_command(model, shown)):
+        with one_line_for_an_early_end(_command(model, shown), folder):
             if not trainer.fit(settings["steps"]) and processes.is_first:
                 done = f"{folder.path} has its {settings['steps']} steps already"
                 typer.echo(f"{done}: give a larger --steps to go on")
@@ -571,6 +571,8 @@ def _climb(quick: bool, out: Path, threads: int, device: str) -> bool:
     from fastgen.bench.climb import climb
     from fastgen.bench.tables import machine_line
 
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder (got the file {out})")
     climbed = climb(out, quick=quick, threads=threads, device=device, say=warn_line)
     _print_tables(climbed.tables)
     for line in climbed.left_out:

@@ -1,0 +1,38 @@
+"""Files are written whole or not at all, and an error says which one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fastgen.files import naming, replace_file, write_flushed
+
+
+def full(descriptor: int) -> None:
+    raise OSError(28, os.strerror(28))
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_told_with_the_new_ones_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.html"
+    replace_file(path, b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        replace_file(path, b"new")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_flushed(tmp_path / "state.json", b"new")
+    assert caught.value.filename == str(tmp_path / "state.json")
+
+
+def test_a_name_and_a_message_that_are_there_stay(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as missing, naming(tmp_path):
+        (tmp_path / "gone").stat()
+    assert missing.value.filename == str(tmp_path / "gone")
+    with pytest.raises(OSError, match=r"^only 3 GiB are free$"), naming(tmp_path):
+        raise OSError("only 3 GiB are free")
