@@ -425,6 +425,43 @@ def test_info_names_versions_devices_and_backends() -> None:
     assert all(value in text for group in facts.values() for value in group.values())
 
 
+def test_info_says_which_variables_are_wrong_and_training_stops_at_once() -> None:
+    given = {
+        "FASTGEN_BACKEND": "foo",
+        "FASTGEN_BUILD": "cpu",
+        "FASTGEN_CACHE": "/tmp",
+        "FASTGEN_CPU": "foo",
+        "FASTGEN_DATA_MEMORY": "4G",
+        "FASTGEN_WINOGRAD": "foo",
+        "FASTGEN_WINOGRD": "off",
+    }
+    environment = {name: word for name, word in os.environ.items() if "FASTGEN_" not in name}
+    environment |= {**given, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fastgen", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    done = run("info", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)["environment variables"]
+    assert facts.keys() == given.keys()
+    for name in ("FASTGEN_BACKEND", "FASTGEN_CPU", "FASTGEN_DATA_MEMORY", "FASTGEN_WINOGRAD"):
+        assert re.match(rf"wrong: .*{name} must be .*\(got '{given[name]}'\)", facts[name])
+    assert facts["FASTGEN_CACHE"] == "/tmp"
+    assert facts["FASTGEN_BUILD"] == "cpu (read when fastgen is installed)"
+    assert facts["FASTGEN_WINOGRD"] == "off (no variable that fastgen reads)"
+
+    del environment["FASTGEN_BACKEND"], environment["FASTGEN_CPU"]
+    for words in (("train", "vae", "--dry-run"), ("info", "--routes")):
+        done = run(*words)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "fastgen: the environment variable FASTGEN_WINOGRAD must be one of 'on', 'off' "
+            "(got 'foo')\n"
+        )
+
+
 def test_help_teaches_with_examples() -> None:
     text = fastgen("train", "--help").stdout
     assert "fastgen train vae --data mnist:~/mnist" in text

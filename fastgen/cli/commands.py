@@ -456,16 +456,17 @@ def info(
         ),
     ] = False,
 ) -> None:
-    """Print versions, devices, backends and what is installed."""
+    """Print versions, devices, backends, environment variables and what is installed."""
     if routes:
-        from fastgen.training.routes import describe_routes, lines
+        with one_line_for_each_failure(), wrong_input():
+            from fastgen.training.routes import describe_routes, lines
 
-        if as_json:
-            typer.echo(json.dumps(describe_routes()))
-            return
-        for title, rows in lines():
-            typer.echo(title)
-            typer.echo(columns(rows))
+            if as_json:
+                typer.echo(json.dumps(describe_routes()))
+                return
+            for title, rows in lines():
+                typer.echo(title)
+                typer.echo(columns(rows))
         return
     from fastgen.training.environment import describe_environment
 
@@ -474,6 +475,8 @@ def info(
         typer.echo(json.dumps(facts))
         return
     for title, entries in facts.items():
+        if not entries:
+            continue
         typer.echo(title)
         typer.echo(columns(list(entries.items())))
 

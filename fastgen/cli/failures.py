@@ -40,11 +40,13 @@ def fail(message: object, code: int, *, for_all: bool = False) -> typer.Exit:
 
 @contextmanager
 def wrong_input() -> Iterator[None]:
-    """Inside, a ValueError is about what the user gave."""
+    """Inside, a ValueError is about what the user gave; the environment's variables come first."""
+    from fastgen.ops import variables
     from fastgen.ops.backend import default_backend
 
     try:
         default_backend()
+        variables.check()
         yield
     except ValueError as error:
         raise fail(error, 2) from error
