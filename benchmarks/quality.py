@@ -1,4 +1,4 @@
-"""Train every model on scikit-learn's digits over several seeds and measure it on held-out images.
+"""Train every model on scikit-learn's digits over several seeds and evaluate it.
 
     python benchmarks/quality.py [--seeds 3] [--jobs 2] [--json FILE]
 

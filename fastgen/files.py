@@ -11,12 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, an OSError names this file where it names none, as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
 def write_flushed(path: Path, data: bytes) -> None:
     """Write a file and return when it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with naming(path):
+        _write_flushed(path, data)
 
 
 def flush_folder(path: Path) -> None:
@@ -33,11 +42,19 @@ def replace_file(path: Path, data: bytes) -> None:
     # A name for each process: two may write the same file, and then the later one stays.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        write_flushed(partial, data)
-        partial.replace(path)
+        with naming(path):
+            _write_flushed(partial, data)
+            partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -115,6 +115,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
         ["lr", "0.0005", "0.5"],
     ]
     train("gan", "--run", "run", code=2)
+    train("gan", "--run", "run", "--dry-run", code=2)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -139,14 +140,24 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
         (("vae", "--data", "empty"), "empty"),
         (("vae", "--data", "mnist:empty"), "empty"),
         (("vae", "--data", "text.npy"), "text.npy"),
-        (("classifier", "--data", "bare.npy"), "a classifier needs labels"),
+        (
+            ("classifier", "--data", "bare.npy"),
+            "has none: put the pictures into one sub-folder per class",
+        ),
         (("vae", "--image-size", 9), "images of 9x9 do not halve evenly"),
         (("vae", "--run", "text.npy"), "is a file: a run needs a folder"),
         (("vae", "--run", "full"), "is not empty and holds no run"),
-        (("vae", "--lr", -1), "learning rate"),
-        (("vae", "--precision", "fp8"), "precision must be one of fp32, bf16"),
+        (("vae", "--lr", -1), "--lr must be a finite number above 0 (got -1.0)"),
+        (("vae", "--lr", "inf"), "--lr must be a finite number above 0 (got inf)"),
+        (("vae", "--lr", "nan"), "--lr must be a finite number above 0 (got nan)"),
+        (("vae", "--precision", "fp16"), "--precision must be fp32 or bf16 (got 'fp16')"),
+        (("vae", "--device", "gpu"), "--device must be auto, cpu, cuda or a GPU by its number"),
+        (("vae", "--device", "meta"), "--device must be auto, cpu, cuda or a GPU by its number"),
         (("vae", "--device", "cuda:99"), "is not there"),
-        (("gan", "--ema", 1), "ema_decay must lie in [0, 1)"),
+        (("vae", "--capture", "yes"), "--capture must be auto, off or on (got 'yes')"),
+        (("vae", "--capture", "on", "--device", "cpu"), "needs a CUDA GPU"),
+        (("gan", "--ema", 1), "--ema must be a number from 0 up to, but not including, 1"),
+        (("gan", "--ema", "nan"), "--ema must be a number from 0 up to, but not including, 1"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -157,7 +168,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     (tmp_path / "full" / "thesis.tex").touch()
     (tmp_path / "text.npy").write_text("no array")
     np.save(tmp_path / "bare.npy", np.zeros((20, 8, 8), np.uint8))
-    assert message in one_line(fastgen("train", *arguments, "--steps", 1, code=2))
+    for dry in ((), ("--dry-run",)):
+        assert message in one_line(fastgen("train", *arguments, "--steps", 1, *dry, code=2))
     assert not (tmp_path / "runs").exists()
 
 
@@ -174,8 +186,10 @@ def test_unreadable_pictures_are_listed_and_the_others_used(tmp_path: Path) -> N
         pixels = np.full((8, 8, 3), i * 20, np.uint8)
         Image.fromarray(pixels).save(tmp_path / "faces" / f"{i:02d}.png")
     (tmp_path / "faces" / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "faces" / "other.bmp")
     result = train("autoencoder", "--data", "faces", steps=1)
     assert "broken.png" in result.stderr.splitlines()[0]
+    assert result.stderr.splitlines()[1].startswith("fastgen: left out 1 file: .bmp 1 (read are")
     assert (tmp_path / "runs" / "0001-autoencoder-faces").is_dir()
 
 
@@ -194,10 +208,36 @@ def test_a_full_disk_is_one_line_and_exit_code_1(
     result = train("vae", "--run", "run", "--checkpoint-every", 1, steps=3, code=1)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("fastgen: ")]
     assert "cannot write the checkpoint run/checkpoints/000002: No space left on device" in line
+    assert line.endswith("To go on from run/checkpoints/000001:")
+    assert result.stderr.splitlines()[-1].startswith("  fastgen train vae --run run --steps 3 ")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000001"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     train("vae", "--run", "run", "--checkpoint-every", 1, steps=3)
+
+
+def test_a_disk_that_is_full_of_pictures_is_told_with_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flush, wanted = os.fsync, "000000.png"
+
+    def fsync(descriptor: int) -> None:
+        if wanted in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, os.strerror(28))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    often = ("--run", "run", "--sample-every", 1, "--checkpoint-every", 1)
+    result = train("gan", *often, code=1)
+    assert result.stderr == "fastgen: run/samples/000000.png: No space left on device\n"
+    wanted = "000002.png"
+    result = train("gan", *often, code=1)
+    *_, line, command = result.stderr.splitlines()
+    assert line == (
+        "fastgen: run/samples/000002.png: No space left on device. "
+        "To go on from run/checkpoints/000001:"
+    )
+    assert command.startswith("  fastgen train gan --run run --steps 2 ")
 
 
 def test_numbers_that_are_no_longer_finite_are_one_line_and_exit_code_1(
@@ -341,7 +381,8 @@ def test_a_gan_without_labels_says_that_it_needs_them(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
     np.save(tmp_path / "bare.npy", images)
     train("gan", "--data", "bare.npy", "--run", "run", steps=1)
-    assert "needs labels: this data has none" in one_line(fastgen("evaluate", "run", code=2))
+    line = one_line(fastgen("evaluate", "run", code=2))
+    assert "bare.npy has none: put the pictures into one sub-folder per class" in line
 
 
 def test_data_that_changed_since_the_training_is_noticed(tmp_path: Path) -> None:
@@ -349,9 +390,29 @@ def test_data_that_changed_since_the_training_is_noticed(tmp_path: Path) -> None
     np.save(tmp_path / "bare.npy", images)
     train("autoencoder", "--data", "bare.npy", "--run", "run", steps=1)
     np.save(tmp_path / "bare.npy", 255 - images)
-    assert "has changed since this run" in one_line(fastgen("evaluate", "run"))
+    changed = f"the pictures of {tmp_path}/bare.npy are not those that run was trained on"
+    assert changed in one_line(fastgen("evaluate", "run"))
     result = train("autoencoder", "--data", "bare.npy", "--run", "run", steps=2, code=2)
-    assert "data_fingerprint" in result.stderr
+    assert f"T{changed[1:]}" in result.stderr
+    assert "data_fingerprint" not in result.stderr
+    np.save(tmp_path / "bare.npy", np.stack([images] * 3, axis=1))
+    expected = "run was trained on images of shape [1, 8, 8], "
+    assert expected in one_line(fastgen("evaluate", "run", code=2))
+
+
+def test_data_that_moved_continues_and_is_measured_from_its_new_place(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.save(tmp_path / "here.npy", images)
+    train("autoencoder", "--data", "here.npy", "--run", "run", steps=1)
+    (tmp_path / "here.npy").rename(tmp_path / "there.npy")
+    line = one_line(fastgen("evaluate", "run", code=2))
+    assert "here.npy' does not exist" in line
+    assert line.endswith("; --data SPEC says where the run's data is now")
+    moved = fastgen("evaluate", "run", "--data", "there.npy")
+    assert moved.stderr == ""
+    train("autoencoder", "--data", "there.npy", "--run", "run", steps=2)
+    assert json.loads(fastgen("evaluate", "run", "--json").stdout)["step"] == 2
+    assert "--data" not in one_line(fastgen("evaluate", "run", "--data", "nowhere", code=2))
 
 
 # --- info and help ---
@@ -367,11 +428,68 @@ def test_info_names_versions_devices_and_backends() -> None:
     assert all(value in text for group in facts.values() for value in group.values())
 
 
+def test_info_says_which_variables_are_wrong_and_training_stops_at_once() -> None:
+    given = {
+        "FASTGEN_BACKEND": "foo",
+        "FASTGEN_BUILD": "cpu",
+        "FASTGEN_CACHE": "/tmp",
+        "FASTGEN_CPU": "foo",
+        "FASTGEN_DATA_MEMORY": "4G",
+        "FASTGEN_WINOGRAD": "foo",
+        "FASTGEN_WINOGRD": "off",
+    }
+    environment = {name: word for name, word in os.environ.items() if "FASTGEN_" not in name}
+    environment |= {**given, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fastgen", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    done = run("info", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)["environment variables"]
+    assert facts.keys() == given.keys()
+    for name in ("FASTGEN_BACKEND", "FASTGEN_CPU", "FASTGEN_DATA_MEMORY", "FASTGEN_WINOGRAD"):
+        assert re.match(rf"wrong: .*{name} must be .*\(got '{given[name]}'\)", facts[name])
+    assert facts["FASTGEN_CACHE"] == "/tmp"
+    assert facts["FASTGEN_BUILD"] == "cpu (read when fastgen is installed)"
+    assert facts["FASTGEN_WINOGRD"] == "off (no variable that fastgen reads)"
+
+    del environment["FASTGEN_BACKEND"], environment["FASTGEN_CPU"]
+    for words in (("train", "vae", "--dry-run"), ("info", "--routes")):
+        done = run(*words)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "fastgen: the environment variable FASTGEN_WINOGRAD must be one of 'on', 'off' "
+            "(got 'foo')\n"
+        )
+
+
 def test_help_teaches_with_examples() -> None:
     text = fastgen("train", "--help").stdout
     assert "fastgen train vae --data mnist:~/mnist" in text
     assert "gradient-penalty:10" in text
+    assert "a folder with PNG, JPEG and WebP images" in text
+    assert "The same command with --run DIR continues the run in DIR" in text
+    text = " ".join(fastgen("evaluate", "--help").stdout.split())
+    seen = text.index("Beside one half of the training images: gan, wgan:")
+    assert "On images that the training has not seen: classifier:" in text[:seen]
+    assert "needs labels: put the pictures into one sub-folder per class" in text[seen:]
     assert all(command in fastgen("--help").stdout for command in ("train", "sample", "info"))
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [("train", {"--dry-run", "--help"}), ("bench", {"--quick", "--tune", "--help"})],
+)
+def test_help_tells_the_default_of_every_option(command: str, flags: set[str]) -> None:
+    lines = fastgen(command, "--help").stdout.splitlines()
+    options = {line.split()[1]: n for n, line in enumerate(lines) if line.startswith("│ --")}
+    assert len(options) > 10
+    for option, n in options.items():
+        # One that does not fit into a line goes on in the next.
+        whole = lines[n] + (lines[n + 1] if lines[n + 1].startswith("│     ") else "")
+        assert ("[default: " in whole) == (option not in flags), whole
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -1,4 +1,4 @@
-"""Files are replaced whole, also by several processes at one time."""
+"""Files are written whole or not at all, by several processes too; errors name them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastgen import files
+from fastgen.files import naming, replace_file, write_flushed
 
 
 def names(folder: Path) -> list[str]:
@@ -17,7 +18,7 @@ def names(folder: Path) -> list[str]:
 def test_two_processes_replace_one_file_and_the_later_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, write = tmp_path / "report.html", files.write_flushed
+    path, write = tmp_path / "report.html", files._write_flushed
 
     def write_slowly(partial: Path, data: bytes) -> None:
         write(partial, data)
@@ -27,26 +28,10 @@ def test_two_processes_replace_one_file_and_the_later_one_stays(
                 files.replace_file(path, b"earlier")
             assert path.read_bytes() == b"earlier"
 
-    monkeypatch.setattr(files, "write_flushed", write_slowly)
+    monkeypatch.setattr(files, "_write_flushed", write_slowly)
     files.replace_file(path, b"later")
     assert path.read_bytes() == b"later"
     assert names(tmp_path) == ["report.html"]
-
-
-def test_a_file_that_cannot_be_written_stays_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "config.json"
-    files.replace_file(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        files.replace_file(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert names(tmp_path) == ["config.json"]
 
 
 def test_a_lock_is_waited_for_or_refused(tmp_path: Path) -> None:
@@ -63,3 +48,31 @@ def test_a_lock_is_waited_for_or_refused(tmp_path: Path) -> None:
     with files.locked(path, refuse):
         pass
     assert calls == ["busy"]
+
+
+def full(descriptor: int) -> None:
+    raise OSError(28, os.strerror(28))
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_told_with_the_new_ones_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.html"
+    replace_file(path, b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        replace_file(path, b"new")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_flushed(tmp_path / "state.json", b"new")
+    assert caught.value.filename == str(tmp_path / "state.json")
+
+
+def test_a_name_and_a_message_that_are_there_stay(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as missing, naming(tmp_path):
+        (tmp_path / "gone").stat()
+    assert missing.value.filename == str(tmp_path / "gone")
+    with pytest.raises(OSError, match=r"^only 3 GiB are free$"), naming(tmp_path):
+        raise OSError("only 3 GiB are free")

@@ -54,8 +54,10 @@ def climb(
 
     Raises:
         ValueError: there is no such device.
+        OSError: the folder cannot be made.
     """
     place = resolve_device(device)
+    folder.mkdir(parents=True, exist_ok=True)  # what is wrong with it shows before the measuring
     path = folder / "ladder.json"
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

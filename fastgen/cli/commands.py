@@ -19,6 +19,7 @@ from fastgen.training.config import (
     WGAN_REGULARIZERS,
     ConfigError,
     build_model,
+    check_device,
     resolve,
     term_forms,
     with_data,
@@ -28,7 +29,7 @@ from fastgen.training.text import columns
 
 from .failures import (
     fail,
-    one_line_for_an_interrupt,
+    one_line_for_an_early_end,
     one_line_for_each_failure,
     warn,
     warn_line,
@@ -67,17 +68,22 @@ def _defaults(option: str) -> str:
     values = {name: recipe.defaults.get(option) for name, recipe in RECIPES.items()}
     shown = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
     same = len(set(values.values())) == 1
-    return f"[dim]\\[default: {values['gan'] if same else shown}][/dim]"
+    return _default(values["gan"] if same else shown)
+
+
+def _default(value: object) -> str:
+    return f"[dim]\\[default: {value}][/dim]"
 
 
 def _option(panel: str, *names: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
-_of_model = partial(_option, "Model")
+# What is None by default has its default from a table, and says so in its help.
+_of_model = partial(_option, "Model", show_default=False)
+_of_training = partial(_option, "Training", show_default=False)
+_of_run = partial(_option, "Run", show_default=False)
 _with_tune = partial(_option, "With --tune")
-_of_training = partial(_option, "Training")
-_of_run = partial(_option, "Run")
 
 
 @app.command(
@@ -86,8 +92,9 @@ _of_run = partial(_option, "Run")
     "fastgen train vae --data mnist:~/mnist --latent-dim 32 --run runs/mnist-vae\n\n"
     "fastgen train gan --data ~/faces --loss relativistic --regularizer r1:1,r2:1\n\n"
     "torchrun --nproc_per_node=4 -m -- fastgen train wgan --data ~/faces --run runs/faces\n\n"
-    "The same command again continues the run; a larger --steps continues a finished one. Started "
-    "by torchrun, several processes train together, each on a GPU or a part of the CPU's cores."
+    "The same command with --run DIR continues the run in DIR, a larger --steps a finished one; "
+    "without --run every training is a new run. Started by torchrun, several processes train "
+    "together, each on a GPU or a part of the CPU's cores."
 )
 def train(
     model: Annotated[
@@ -98,8 +105,9 @@ def train(
         _of_training(
             "--data",
             metavar="SPEC",
-            help="digits (scikit-learn's handwritten digits), a folder of images, FILE.npy or "
-            f"FILE.npz, mnist:DIR, cifar10:DIR. [dim]\\[default: {COMMON['data']}][/dim]",
+            help="digits (scikit-learn's handwritten digits), a folder with PNG, JPEG and WebP "
+            "images at any depth, FILE.npy or FILE.npz, mnist:DIR, cifar10:DIR. "
+            f"{_default(COMMON['data'])}",
         ),
     ] = None,
     run: Annotated[
@@ -107,8 +115,8 @@ def train(
         _of_run(
             "--run",
             metavar="DIR",
-            help="Folder of the run, to start or to continue. [dim]\\[default: the next number, as "
-            "runs/0001-wgan-digits][/dim]",
+            help="Folder of the run, to start or to continue. "
+            f"{_default('the next number, as runs/0001-wgan-digits')}",
         ),
     ] = None,
     steps: Annotated[
@@ -121,8 +129,7 @@ def train(
             "--batch-size",
             metavar="N",
             min=1,
-            help="Images in a batch, of all processes together. "
-            f"[dim]\\[default: {COMMON['batch_size']}][/dim]",
+            help=f"Images in a batch, of all processes together. {_default(COMMON['batch_size'])}",
         ),
     ] = None,
     image_size: Annotated[
@@ -131,8 +138,8 @@ def train(
             "--image-size",
             metavar="N",
             min=1,
-            help="Crop and resize images to this many pixels. [dim]\\[default: as the data comes; "
-            "digits 16, folders 64][/dim]",
+            help="Crop and resize images to this many pixels. "
+            f"{_default('as the data comes; digits 16, folders 64')}",
         ),
     ] = None,
     width: Annotated[
@@ -180,9 +187,7 @@ def train(
         _of_training(
             "--ema",
             metavar="X",
-            min=0.0,
-            max=1.0,
-            help="Memory of the averaged generator that draws the pictures; 0: none. "
+            help="Memory of the averaged generator that draws the pictures, in [0, 1); 0: none. "
             f"{_defaults('ema')}",
         ),
     ] = None,
@@ -196,7 +201,7 @@ def train(
             "--seed",
             metavar="N",
             min=0,
-            help=f"All randomness derives from it. [dim]\\[default: {COMMON['seed']}][/dim]",
+            help=f"All randomness derives from it. {_default(COMMON['seed'])}",
         ),
     ] = None,
     precision: Annotated[
@@ -204,35 +209,50 @@ def train(
         _of_training(
             "--precision",
             metavar="fp32|bf16",
-            help=f"bf16: mixed precision. [dim]\\[default: {COMMON['precision']}][/dim]",
+            help=f"bf16: mixed precision. {_default(COMMON['precision'])}",
         ),
     ] = None,
     device: Annotated[
         str,
-        _of_training("--device", metavar="auto|cpu|cuda", help="auto: a CUDA GPU if there is one."),
+        _of_training(
+            "--device",
+            metavar="auto|cpu|cuda",
+            help=f"auto: a CUDA GPU if there is one. {_default(OUTPUT_DEFAULTS['device'])}",
+        ),
     ] = "auto",
     capture: Annotated[
         str,
         _of_training(
             "--capture",
             metavar="auto|off|on",
-            help="Replay steps from CUDA graphs; auto: on a GPU where it can be done.",
+            help="Replay steps from CUDA graphs; auto: on a GPU where it can be done. "
+            f"{_default(OUTPUT_DEFAULTS['capture'])}",
         ),
     ] = "auto",
     sample_every: Annotated[
         int,
-        _of_run("--sample-every", metavar="N", min=1, help="Steps between pictures."),
+        _of_run(
+            "--sample-every",
+            metavar="N",
+            min=1,
+            help=f"Steps between pictures. {_default(OUTPUT_DEFAULTS['sample_every'])}",
+        ),
     ] = 250,
     checkpoint_every: Annotated[
         int,
-        _of_run("--checkpoint-every", metavar="N", min=1, help="Steps between checkpoints."),
+        _of_run(
+            "--checkpoint-every",
+            metavar="N",
+            min=1,
+            help=f"Steps between checkpoints. {_default(OUTPUT_DEFAULTS['checkpoint_every'])}",
+        ),
     ] = 250,
     dry_run: Annotated[
         bool,
         _of_run(
             "--dry-run",
-            help="Print the configuration, the layers with their shapes and the parameter counts, "
-            "then exit. Nothing is written.",
+            help="Check the options, print the configuration, the layers with their shapes and the "
+            "parameter counts, then exit. Nothing is written.",
         ),
     ] = False,
 ) -> None:
@@ -264,19 +284,21 @@ def train(
         processes = find_processes()
         with wrong_input(), processes.together():
             with processes.gate():
+                check_device(device, capture)
                 settings, splits = with_data(resolve(model, given))
                 network = build_model(settings)
             if processes.is_first:
                 warn(f"skipped {path}: {reason}" for path, reason in splits.train.skipped)
-            if dry_run:
-                if processes.is_first:
-                    typer.echo(describe(network, settings, splits))
-                return
+                if splits.train.left_out:
+                    warn_line(splits.train.left_out)
             # The others come by when the first has made the next one already.
             folder = RunFolder(Path(processes.tell(str(run or next_run(RUNS, settings)))))
             with processes.gate():
+                description = ""
                 if processes.is_first:
                     folder.check(settings)
+                    if dry_run:  # before the trainer moves the network
+                        description = describe(network, settings, splits)
                 trainer = Trainer(
                     network,
                     splits.train,
@@ -295,6 +317,10 @@ def train(
                     sample_every=sample_every,
                     checkpoint_every=checkpoint_every,
                 )
+        if dry_run:
+            if processes.is_first:
+                typer.echo(description)
+            return
         shown = {
             "run": folder.path,
             **given,
@@ -303,7 +329,7 @@ def train(
             "sample_every": sample_every,
             "checkpoint_every": checkpoint_every,
         }
-        with one_line_for_an_interrupt(_command(model, shown)):
+        with one_line_for_an_early_end(_command(model, shown), folder):
             if not trainer.fit(settings["steps"]) and processes.is_first:
                 done = f"{folder.path} has its {settings['steps']} steps already"
                 typer.echo(f"{done}: give a larger --steps to go on")
@@ -324,7 +350,7 @@ def sample(
         Path | None,
         typer.Option(
             metavar="FILE.png",
-            help="Where to write the picture. [dim]\\[default: in the run folder][/dim]",
+            help=f"Where to write the picture. {_default('in the run folder')}",
         ),
     ] = None,
     interpolate: Annotated[
@@ -365,16 +391,29 @@ CANNOT_DRAW = "only a gan, wgan or vae has latents to draw new images from"
 )
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Where the run's data is now, as in train. "
+            f"{_default('where it was during the training')}",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a trained model on images that the training has not seen.
+    """Measure a trained model.
 
-    classifier: accuracy. vae: ELBO, log-likelihood, squared error. autoencoder: squared error. gan,
-    wgan: Frechet distance, precision and recall, beside what two halves of the real images reach.
+    On images that the training has not seen: classifier: accuracy. vae: ELBO, log-likelihood,
+    squared error. autoencoder: squared error.
+
+    Beside one half of the training images: gan, wgan: Frechet distance, precision and recall, and
+    what the other half reaches in their place. They are taken in the features of a classifier of
+    the same data, so the data needs labels: put the pictures into one sub-folder per class.
+
     The numbers also go to evaluation.json and to the report.
     """
     with one_line_for_each_failure(), wrong_input():
-        from fastgen.data import fingerprint, load
+        from fastgen.data import DataError, fingerprint, load
         from fastgen.files import replace_file
         from fastgen.training.devices import resolve_device
         from fastgen.training.evaluation import evaluate as measure
@@ -386,9 +425,19 @@ def evaluate(
             return
         loaded = load_run(run, device=resolve_device("auto"))
         warn(loaded.complaints)
-        splits = load(loaded.settings["data"], image_size=loaded.settings["image_size"])
+        spec = loaded.settings["data"] if data is None else data
+        try:
+            splits = load(spec, image_size=loaded.settings["image_size"])
+        except DataError as error:
+            if data is not None:
+                raise
+            raise ConfigError(f"{error}; --data SPEC says where the run's data is now") from error
+        shape = list(splits.train.image_shape)
+        if shape != loaded.settings["image_shape"]:
+            known = loaded.settings["image_shape"]
+            raise ConfigError(f"{run} was trained on images of shape {known}, {spec} has {shape}")
         if fingerprint(splits.train) != loaded.settings["data_fingerprint"]:
-            warn([f"{loaded.settings['data']} has changed since this run was trained on it"])
+            warn([f"the pictures of {spec} are not those that {run} was trained on"])
         numbers = measure(loaded.model, splits, say=lambda line: warn([line]))
         results = {"step": loaded.step, **numbers}
         folder = RunFolder(run)
@@ -407,16 +456,17 @@ def info(
         ),
     ] = False,
 ) -> None:
-    """Print versions, devices, backends and what is installed."""
+    """Print versions, devices, backends, environment variables and what is installed."""
     if routes:
-        from fastgen.training.routes import describe_routes, lines
+        with one_line_for_each_failure(), wrong_input():
+            from fastgen.training.routes import describe_routes, lines
 
-        if as_json:
-            typer.echo(json.dumps(describe_routes()))
-            return
-        for title, rows in lines():
-            typer.echo(title)
-            typer.echo(columns(rows))
+            if as_json:
+                typer.echo(json.dumps(describe_routes()))
+                return
+            for title, rows in lines():
+                typer.echo(title)
+                typer.echo(columns(rows))
         return
     from fastgen.training.environment import describe_environment
 
@@ -425,6 +475,8 @@ def info(
         typer.echo(json.dumps(facts))
         return
     for title, entries in facts.items():
+        if not entries:
+            continue
         typer.echo(title)
         typer.echo(columns(list(entries.items())))
 
@@ -459,20 +511,28 @@ def bench(
     model: Annotated[
         list[str] | None,
         _with_tune(
-            "--model", metavar="MODEL", help=f"One of {', '.join(RECIPES)}; may be repeated."
+            "--model",
+            metavar="MODEL",
+            help=f"One of {', '.join(RECIPES)}; may be repeated. {_default('all of them')}",
         ),
     ] = None,
     image_size: Annotated[int, _with_tune("--image-size", min=1, help="Height and width.")] = 64,
     channels: Annotated[
-        int, _with_tune("--channels", min=1, max=4, help="Channels of the pictures.")
+        int,
+        _with_tune("--channels", min=1, max=4, help="Channels of the pictures."),
     ] = 3,
     batch_size: Annotated[int, _with_tune("--batch-size", min=1, help="Images in a batch.")] = 64,
     width: Annotated[
         int | None,
-        _with_tune("--width", min=1, help="Channels next to the image, as in train."),
+        _with_tune(
+            "--width",
+            min=1,
+            help=f"Channels next to the image, as in train. {_defaults('width')}",
+        ),
     ] = None,
     precision: Annotated[
-        str, _with_tune("--precision", metavar="fp32|bf16", help="As in train.")
+        str,
+        _with_tune("--precision", metavar="fp32|bf16", help="As in train."),
     ] = "fp32",
 ) -> None:
     """Measure on this machine how fast layers, training steps and sampling are.
@@ -485,6 +545,7 @@ def bench(
     --routes` shows them.
     """
     with one_line_for_each_failure(), wrong_input():
+        check_device(device)
         if not tune:
             complete = _climb(quick, out, threads, device)
             if not complete:
@@ -513,6 +574,8 @@ def _climb(quick: bool, out: Path, threads: int, device: str) -> bool:
     from fastgen.bench.climb import climb
     from fastgen.bench.tables import machine_line
 
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder (got the file {out})")
     climbed = climb(out, quick=quick, threads=threads, device=device, say=warn_line)
     _print_tables(climbed.tables)
     for line in climbed.left_out:

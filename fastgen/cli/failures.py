@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from fastgen.training.run_folder import RunFolder
 
 
 def warn(lines: Iterable[str]) -> None:
@@ -35,11 +40,13 @@ def fail(message: object, code: int, *, for_all: bool = False) -> typer.Exit:
 
 @contextmanager
 def wrong_input() -> Iterator[None]:
-    """Inside, a ValueError is about what the user gave."""
+    """Inside, a ValueError is about what the user gave; the environment's variables come first."""
+    from fastgen.ops import variables
     from fastgen.ops.backend import default_backend
 
     try:
         default_backend()
+        variables.check()
         yield
     except ValueError as error:
         raise fail(error, 2) from error
@@ -69,14 +76,18 @@ def one_line_for_each_failure() -> Iterator[None]:
         hint = 'pip install "fastgen-kernels[train]"'
         raise fail(f"{error.name} is not installed: {hint}", 1) from error
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise fail(f"{where}{error.strerror or error}", 1) from error
+        raise fail(_of_the_system(error), 1) from error
 
 
 @contextmanager
-def one_line_for_an_interrupt(command: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end in one line, with the command that goes on."""
+def one_line_for_an_early_end(command: str, folder: RunFolder) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a full disk end in one line, with the command that goes on."""
+    from fastgen.training.checkpoint import CheckpointError, checkpoints
     from fastgen.training.interrupt import Interrupted
+
+    def go_on() -> str:
+        found = checkpoints(folder.checkpoints)
+        return f". To go on from {found[-1]}:\n  {command}" if found else ""
 
     try:
         yield
@@ -87,3 +98,15 @@ def one_line_for_an_interrupt(command: str) -> Iterator[None]:
         raise fail(
             f"stopped at once. To go on from the last checkpoint:\n  {command}", 130
         ) from stop
+    except CheckpointError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise fail(f"{error}{go_on()}", 1) from error
+    except OSError as error:
+        raise fail(f"{_of_the_system(error, folder.path)}{go_on()}", 1) from error
+
+
+def _of_the_system(error: OSError, place: Path | None = None) -> str:
+    """What the system says, after the file or, where it names none, the place."""
+    where = error.filename or place
+    return f"{where}: {error.strerror or error}" if where else f"{error.strerror or error}"

@@ -33,6 +33,7 @@ class ImageDataset:
         class_names: one name per class, or None.
         description: where the images come from, for people.
         skipped: (path, reason) of every file that could not be read and is not among the images.
+        left_out: a line about the files of other kinds beside the images; empty if there are none.
 
     Raises:
         DataError: when these do not fit together.
@@ -44,6 +45,7 @@ class ImageDataset:
     class_names: tuple[str, ...] | None = None
     description: str = "images"
     skipped: tuple[tuple[str, str], ...] = ()
+    left_out: str = ""
 
     def __post_init__(self) -> None:
         if self.base.dtype != np.uint8 or self.base.ndim != 4 or 0 in self.base.shape:
@@ -135,9 +137,10 @@ def hold_out(dataset: ImageDataset) -> Splits:
     count = len(dataset)
     if count < FEWEST_IMAGES:
         unread = f" ({len(dataset.skipped)} more cannot be read)" if dataset.skipped else ""
+        left_out = f"; {dataset.left_out}" if dataset.left_out else ""
         raise DataError(
             f"{dataset.description} has {count} images{unread}, at least {FEWEST_IMAGES} are "
-            f"needed: {HELD_OUT_SHARE:.0%} of them are held out"
+            f"needed: {HELD_OUT_SHARE:.0%} of them are held out{left_out}"
         )
     held = min(round(count * HELD_OUT_SHARE), HELD_OUT_AT_MOST)
 

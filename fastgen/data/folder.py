@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")  # no other decoder gets to see a file, whatever its name
 _DEFAULT_SIZE = 64
+_SHOWN_ENDINGS = 6
 
 
 def load_folder(argument: str, image_size: int | None, channels: int | None) -> Splits:
@@ -33,8 +35,9 @@ def load_folder(argument: str, image_size: int | None, channels: int | None) -> 
     gray; None is gray if every picture is (all its pixels have R = G = B), else RGB.
 
     The sub-folders on the first level are the classes, if every picture lies in one and they are
-    at least two. Files that cannot be read are listed in `skipped`. Hidden files and folders (their
-    names begin with a dot) are left out; a folder reachable on several paths is read once.
+    at least two. Files that cannot be read are listed in `skipped`, those of other kinds counted in
+    `left_out`. Hidden files and folders (their names begin with a dot) are passed over; a folder
+    reachable on several paths is read once.
 
     Above the memory limit the decoded pictures lie in a memory-mapped file in the user's cache
     folder, and the next run finds them there unless a file, image_size or channels changed.
@@ -44,7 +47,7 @@ def load_folder(argument: str, image_size: int | None, channels: int | None) -> 
             f"pictures of a folder become gray or RGB: channels must be 1 or 3 (got {channels})"
         )
     folder = Path(argument)
-    paths, unlisted = _find(folder)
+    paths, unlisted, left_out = _find(folder)
     reader = _Reader(folder, paths, image_size or _DEFAULT_SIZE, "L" if channels == 1 else "RGB")
     base, notes = store(reader.shape, reader.chunks(), reader.key(), reader.notes)
     skipped = (*unlisted, *((str(path), str(why)) for path, why in notes["skipped"]))
@@ -66,13 +69,17 @@ def load_folder(argument: str, image_size: int | None, channels: int | None) -> 
             class_names=class_names,
             description=str(folder),
             skipped=skipped,
+            left_out=left_out,
         )
     )
 
 
-def _find(folder: Path) -> tuple[list[PurePosixPath], list[tuple[str, str]]]:
-    """The pictures, sorted, relative to the folder, and the folders that cannot be listed."""
+def _find(folder: Path) -> tuple[list[PurePosixPath], list[tuple[str, str]], str]:
+    """The pictures, sorted, relative to the folder; the folders that cannot be listed; a line about
+    the files of other kinds.
+    """
     found: list[PurePosixPath] = []
+    others: Counter[str] = Counter()
     unlisted: list[OSError] = []
     visited: set[tuple[int, int]] = set()
     for place, subfolders, names in os.walk(folder, followlinks=True, onerror=unlisted.append):
@@ -83,17 +90,32 @@ def _find(folder: Path) -> tuple[list[PurePosixPath], list[tuple[str, str]]]:
         visited.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = PurePosixPath(Path(place).relative_to(folder).as_posix())
-        found += [
-            relative / name
-            for name in names
-            if name.lower().endswith(ENDINGS) and not name.startswith(".")
-        ]
+        for name in (name for name in names if not name.startswith(".")):
+            if name.lower().endswith(ENDINGS):
+                found.append(relative / name)
+            else:
+                others[PurePosixPath(name).suffix.lower() or "without ending"] += 1
+    left_out = _left_out(others)
     if not found:
         raise DataError(
             f"{folder} holds no pictures: files ending in {', '.join(ENDINGS)} are read"
             + (f" ({len(unlisted)} folders cannot be listed)" if unlisted else "")
+            + (f"; {left_out}" if left_out else "")
         )
-    return sorted(found), [(one_line(str(error.filename)), reason(error)) for error in unlisted]
+    unread = [(one_line(str(error.filename)), reason(error)) for error in unlisted]
+    return sorted(found), unread, left_out
+
+
+def _left_out(others: Counter[str]) -> str:
+    """A line about files that are not read, by their ending; empty if there are none."""
+    if not (total := others.total()):
+        return ""
+    ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{one_line(ending)} {count}" for ending, count in ordered[:_SHOWN_ENDINGS]]
+    if rest := sum(count for _, count in ordered[_SHOWN_ENDINGS:]):
+        shown.append(f"others {rest}")
+    files = "file" if total == 1 else "files"
+    return f"left out {total} {files}: {', '.join(shown)} (read are {', '.join(ENDINGS)})"
 
 
 def _classes(

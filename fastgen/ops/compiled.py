@@ -8,7 +8,6 @@ to do, for the message of a backend that was asked for by name and for `fastgen 
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from . import fakes
+from . import fakes, variables
 
 RECORD = Path(__file__).resolve().parent.parent / "_build.json"
 NEVER_BUILT = (
@@ -26,19 +25,15 @@ NEVER_BUILT = (
 )
 
 
-CPU_VERSIONS = ("portable", "avx2", "avx512", "avx512bf16")
+CPU_VERSIONS = variables.ALLOWED["FASTGEN_CPU"]
 """Versions of the CPU kernels, each needing more of the CPU than the one before."""
 
 
 @cache
 def _module() -> ModuleType | str:
     """The module, loaded when first asked for, or the reason why it is not there."""
-    asked = os.environ.get("FASTGEN_CPU")
-    if asked is not None and asked not in CPU_VERSIONS:
-        allowed = ", ".join(map(repr, CPU_VERSIONS))
-        raise ValueError(
-            f"the environment variable FASTGEN_CPU must be one of {allowed} (got {asked!r})"
-        )
+    for variable in ("FASTGEN_CPU", "FASTGEN_KEEP_MB"):  # the module reads them unchecked
+        variables.read(variable)
     try:
         module = import_module("fastgen._C")
     except ModuleNotFoundError:

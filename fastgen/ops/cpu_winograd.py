@@ -18,13 +18,12 @@ neighbouring outputs of a 3x3 convolution cost 16 products instead of 36, of a 4
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import compiled
+from . import compiled, variables
 from .compiled import operators
 from .convolution import Activation
 from .geometry import Geometry, belongs, is_channels_last
@@ -277,5 +276,5 @@ def _wins(
         and len(operand) * -(-height // 2) * -(-width // 2) >= LEAST_TILES
         and in_full_tiles >= FULL * multiplied
         and compiled.cpu_version() != "portable"
-        and os.environ.get("FASTGEN_WINOGRAD") != "off"
+        and variables.read("FASTGEN_WINOGRAD") != "off"
     )

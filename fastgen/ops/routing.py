@@ -15,7 +15,6 @@ with `FASTGEN_ROUTES=off`, while a graph is traced or a CUDA graph captured, and
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import backend, route_timing
+from . import backend, route_timing, variables
 from .convolution import Activation
 from .geometry import Geometry
 from .route_table import Route, table_of
@@ -435,7 +434,7 @@ def allow_tf32() -> bool:
 def _measures(arguments: Iterable[Any]) -> bool:
     """Whether a choice may depend on a measurement."""
     return (
-        os.environ.get("FASTGEN_ROUTES", "measure") != "off"
+        variables.read("FASTGEN_ROUTES") != "off"
         and not torch.are_deterministic_algorithms_enabled()
         and all(type(a) in (Tensor, torch.nn.Parameter) for a in arguments if isinstance(a, Tensor))
         and route_timing.clock_of(_first_tensor(arguments).device) is not None

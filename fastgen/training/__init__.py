@@ -8,7 +8,7 @@
     CaptureError      a step that had to run in a CUDA graph cannot
     ProcessesError    several processes cannot train together
     OtherProcessFailed  another process of a training failed, and says why
-    evaluate          a trained model's numbers on images it has not seen
+    evaluate          a trained model's numbers: errors, likelihoods, distances from real images
     load_run          the model of a run folder, with its averaged weights
 
 Names are imported when they are used, so that reading the options of the command line costs no

@@ -6,8 +6,10 @@ Nothing here imports torch until a model is built, so that the command line answ
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from .run_folder import Settings
@@ -49,11 +51,23 @@ def resolve(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
             owners = [name for name, recipe in RECIPES.items() if option in recipe.defaults]
             flag = "--" + option.replace("_", "-")
             raise ConfigError(f"{flag} means nothing for {model}: it is for {', '.join(owners)}")
+        if option in ALLOWED:
+            _check(option, chosen[option])
     settings = {"model": model, **defaults, **chosen}
     settings["data"] = absolute_data(settings["data"])
     for option, spell in SPELLINGS.get(model, {}).items():
         settings[option] = spell(settings[option])
     return settings
+
+
+def check_device(device: str, capture: str = "auto") -> None:
+    """Make sure that ``--device`` and ``--capture`` have a meaning, on whatever machine.
+
+    Raises:
+        ConfigError: one of them has none.
+    """
+    _check("device", device)
+    _check("capture", capture)
 
 
 def with_data(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Splits]:
@@ -75,7 +89,9 @@ def with_data(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Splits]:
     }
     if settings["model"] == "classifier":
         if splits.train.labels is None:
-            raise ConfigError(f"a classifier needs labels, and {settings['data']} has none")
+            raise ConfigError(
+                f"a classifier needs labels, and {settings['data']} has none: {TO_LABEL}"
+            )
         known["classes"] = splits.train.classes
     return {**settings, **known}, splits
 
@@ -158,6 +174,12 @@ def term_forms(known: Mapping[str, float | None], *, several: bool = False) -> s
     return f"none, {', '.join(forms)}" + (" or several joined by commas" if several else "")
 
 
+def _check(option: str, value: Any) -> None:
+    words, allowed = ALLOWED[option]
+    if not allowed(value):
+        raise ConfigError(f"--{option} must be {words} (got {value!r})")
+
+
 def _gan(settings: Settings) -> Model:
     from fastgen.models import GAN
 
@@ -221,6 +243,21 @@ SPELLINGS: dict[str, dict[str, Callable[[str], str]]] = {
     "gan": {"loss": spell_loss, "regularizer": spell_terms(GAN_PENALTIES, several=True)},
     "wgan": {"regularizer": spell_terms(WGAN_REGULARIZERS, several=False)},
 }
+
+TO_LABEL = "put the pictures into one sub-folder per class, or images and labels into a FILE.npz"
+"""How data gets labels, for messages."""
+
+ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "lr": ("a finite number above 0", lambda lr: 0 < lr < inf),
+    "ema": ("a number from 0 up to, but not including, 1", lambda ema: 0 <= ema < 1),
+    "precision": ("fp32 or bf16", ("fp32", "bf16").__contains__),
+    "device": (
+        "auto, cpu, cuda or a GPU by its number, as cuda:1",
+        lambda device: re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is not None,
+    ),
+    "capture": ("auto, off or on", ("auto", "off", "on").__contains__),
+}
+"""What an option may be beyond its type, in words and as a test."""
 
 COMMON: dict[str, Any] = {
     "data": "digits",

@@ -1,15 +1,19 @@
-"""What fastgen runs on: versions, devices, backends, optional packages."""
+"""What fastgen runs on: versions, devices, backends, variables, optional packages."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from fastgen.ops import compiled
-from fastgen.ops.backend import BACKENDS, automatic_names
+from fastgen.data.storage import MEMORY_VARIABLE, fits_in_memory
+from fastgen.ops import compiled, variables
+from fastgen.ops.backend import BACKENDS, automatic_names, default_backend
 from fastgen.version import __version__
 
 PACKAGES = (
@@ -27,6 +31,17 @@ PACKAGES = (
     "triton",
 )
 
+VARIABLES: dict[str, Callable[[], object]] = {
+    **{name: partial(variables.read, name) for name in (*variables.ALLOWED, *variables.NUMBERS)},
+    "FASTGEN_BACKEND": default_backend,
+    MEMORY_VARIABLE: lambda: fits_in_memory(0),
+    "FASTGEN_CACHE": lambda: None,
+    "FASTGEN_COMMIT": lambda: None,
+}
+"""What reads each variable, and raises ValueError where it is wrong."""
+
+OF_THE_BUILD = ("FASTGEN_BUILD", "FASTGEN_BUILD_DIR", "FASTGEN_CUDA_ARCHS", "FASTGEN_CUTLASS")
+
 Facts = dict[str, dict[str, str]]
 
 
@@ -41,10 +56,11 @@ def describe_environment() -> Facts:
         },
         "devices": _devices(),
         "backends": {
-            name: f"{entry.summary}: {entry.missing() or 'available'}"
+            name: f"{entry.summary}: {_unless_wrong(entry.missing) or 'available'}"
             for name, entry in BACKENDS.items()
         },
         "auto picks": _picks(),
+        "environment variables": _variables(),
         "compiled module": _build(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
@@ -70,16 +86,46 @@ def _devices() -> dict[str, str]:
 def _picks() -> dict[str, str]:
     """Among which backends ``"auto"`` picks on each kind of device."""
     kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    picks = {}
-    for kind in kinds:
-        names = [name for name in BACKENDS if name in automatic_names(kind)]
-        by_shape = ", by shape (see fastgen info --routes)" if len(names) > 1 else ""
-        picks[kind] = " or ".join(names) + by_shape
-    return picks
+    return {kind: _unless_wrong(partial(_picked, kind)) or "" for kind in kinds}
+
+
+def _picked(kind: str) -> str:
+    names = [name for name in BACKENDS if name in automatic_names(kind)]
+    by_shape = ", by shape (see fastgen info --routes)" if len(names) > 1 else ""
+    return " or ".join(names) + by_shape
+
+
+def _variables() -> dict[str, str]:
+    """Every variable of ours that is set, and what is wrong with it."""
+    facts = {}
+    for name, value in sorted(os.environ.items()):
+        if name in OF_THE_BUILD:
+            facts[name] = f"{value} (read when fastgen is installed)"
+        elif name in VARIABLES:
+            try:
+                VARIABLES[name]()
+                facts[name] = value
+            except ValueError as error:
+                facts[name] = f"wrong: {error}"
+        elif name.startswith("FASTGEN_"):
+            facts[name] = f"{value} (no variable that fastgen reads)"
+    return facts
+
+
+def _unless_wrong(ask: Callable[[], str | None]) -> str | None:
+    """An answer, or which variable is so wrong that there is none."""
+    try:
+        return ask()
+    except ValueError as error:
+        return str(error)
 
 
 def _build() -> dict[str, str]:
     """What `fastgen._C` was built with, or why it is not there and what to do."""
+    try:
+        compiled.build_information()
+    except ValueError as error:
+        return {"fastgen._C": str(error)}
     facts = {part: str(fact) for part, fact in compiled.build_information().items() if fact}
     for part in ("cpu", "cuda", "cutlass"):
         if not facts.get(part) and (reason := compiled.recorded_reason(part)):

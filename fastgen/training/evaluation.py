@@ -1,4 +1,4 @@
-"""A trained model's numbers, on images that the training has not seen."""
+"""A trained model's numbers: on held-out images, of a GAN or WGAN beside the training images."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from .config import TO_LABEL
 from .seeds import own_generators, seed_generators, step_seed
 from .trainer import Trainer
 
@@ -70,7 +71,9 @@ def evaluate(
                   of the distance and the ceiling of the others at this n.
     ============  ===============================================================================
 
-    The thought vectors are the classifier's deepest, averaged over the positions.
+    The thought vectors are the classifier's deepest, averaged over the positions. A GAN is compared
+    with training images, as is usual for these numbers: they need many images, in two halves, and
+    few are held out. So a generator that repeats training images is not found out.
 
     Args:
         model: on any device.
@@ -100,7 +103,9 @@ def _classifier(model: Model, splits: Splits, cache: Path, say: Callable[[str], 
     assert isinstance(model, Classifier)
     labels = splits.held_out.labels
     if labels is None:
-        raise EvaluationError("accuracy needs labels, and this data has none")
+        raise EvaluationError(
+            f"accuracy needs labels, and {splits.held_out.description} has none: {TO_LABEL}"
+        )
     predicted = torch.cat([model.predict(x).cpu() for x in _batches(splits.held_out, model)])
     return {"accuracy": float((predicted.numpy() == labels).mean()), "images": len(labels)}
 
@@ -134,8 +139,8 @@ def _adversarial(model: Model, splits: Splits, cache: Path, say: Callable[[str],
     assert isinstance(model, (GAN, WGAN))
     if splits.train.labels is None:
         raise EvaluationError(
-            "the Frechet distance and precision and recall are measured with a classifier of this "
-            "data, which needs labels: this data has none"
+            "a gan or wgan is measured with a classifier of the same data, which needs labels, and "
+            f"{splits.train.description} has none: {TO_LABEL}"
         )
     half_a, half_b = _halves(splits.train)
     classifier = feature_classifier(splits.train, _device(model), cache, say)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fastgen.files import replace_file
+from fastgen.files import naming, replace_file
 
 from .pictures import Picture
 
@@ -76,13 +76,14 @@ class RunLog:
         end = after - 1 if goes_on and after % every else after
         lines = [json.dumps(line) + "\n" for line in read_log(path, say) if line["step"] <= end]
         replace_file(path, "".join(lines).encode())
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("a")
         self._events = _events(path.parent, after, say)
 
     def record(self, record: Record) -> None:
         """Add one log point."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         if self._events is not None:
             for name, value in record.items():
                 if name != "step":
@@ -102,7 +103,8 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

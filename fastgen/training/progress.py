@@ -12,11 +12,15 @@ from typing import Any, Self
 
 from .log import NOT_LOSSES, Record
 
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+LOSS = "/loss"
+
 
 class Progress:
     """A bar on a terminal; elsewhere one line for each log point; nothing when off.
 
-    Shows the losses, images per second and the time left.
+    The bar shows each phase's loss, a line everything that is logged; both images per second and
+    the time left.
     """
 
     def __init__(self, done: int, steps: int, *, on: bool) -> None:
@@ -25,7 +29,7 @@ class Progress:
         if on and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=steps, initial=done, dynamic_ncols=True, bar_format=BAR)
 
     def advance(self) -> None:
         """One more step is on its way."""
@@ -35,7 +39,7 @@ class Progress:
     def show(self, record: Record) -> None:
         """Show a log point."""
         if self._bar is not None:
-            self._bar.set_postfix_str(_numbers(record), refresh=False)
+            self._bar.set_postfix_str(_losses(record), refresh=False)
         else:
             step = int(record["step"])
             self.say(f"step {step}/{self._steps}  {_numbers(record)}  {self._left(step)} left")
@@ -120,4 +124,18 @@ class Meter:
 
 def _numbers(record: Record) -> str:
     losses = [f"{name} {value:.4g}" for name, value in record.items() if name not in NOT_LOSSES]
-    return "  ".join([*losses, f"{record['images_per_second']:.0f} images/s"])
+    return "  ".join([*losses, _speed(record)])
+
+
+def _losses(record: Record) -> str:
+    """What every phase minimizes: as much as fits beside a bar."""
+    losses = [
+        f"{name.removesuffix(LOSS)} {value:.3g}"
+        for name, value in record.items()
+        if name.endswith(LOSS)
+    ]
+    return "  ".join([*losses, _speed(record)])
+
+
+def _speed(record: Record) -> str:
+    return f"{record['images_per_second']:.0f} images/s"

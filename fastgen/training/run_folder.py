@@ -28,6 +28,12 @@ Settings = Mapping[str, Any]
 GROWING = "steps"
 """The one setting that may change, and only upwards: that is how a finished run goes on."""
 
+FINGERPRINT = "data_fingerprint"
+"""The setting that knows the data by its pictures: where it is the same, `data` may have moved."""
+
+KNOWN_FROM_DATA = (FINGERPRINT, "image_shape", "classes")
+"""Settings that nobody gives: they follow from the others and from the pictures."""
+
 
 class Difference(NamedTuple):
     """One setting that a run and a caller do not agree on; None where one has no such setting."""
@@ -44,24 +50,43 @@ class FolderInUse(RuntimeError):
 class ConfigMismatch(ValueError):
     """A run folder belongs to another configuration.
 
-    `differences` lists each setting with the run's value and the given one; the text is a table.
+    `differences` lists each setting with the run's value and the given one; the text is a table of
+    those that can be given. That the pictures themselves have changed is said in words.
     """
 
-    def __init__(self, folder: Path, differences: list[Difference]) -> None:
+    def __init__(self, folder: Path, differences: list[Difference], data: object = None) -> None:
         self.folder, self.differences = folder, differences
-        super().__init__(
-            f"{folder} holds a run with another configuration:\n{difference_table(differences)}\n"
-            "Give the run's own values to continue it, or another folder to start a new run."
-        )
+        options = {row.option for row in differences}
+        changed = FINGERPRINT in options and options.isdisjoint(("data", "image_size"))
+        rows = [row for row in differences if row.option not in KNOWN_FROM_DATA]
+        parts, remedies = [], []
+        if rows or not changed:
+            table = difference_table(rows or differences)
+            parts.append(f"{folder} holds a run with another configuration:\n{table}")
+            remedies.append("give the run's own values")
+        if changed:
+            parts.append(f"The pictures of {data} are not those that {folder} was trained on.")
+            remedies.append("put the former pictures back")
+        remedy = " and ".join(remedies).capitalize()
+        parts.append(f"{remedy} to continue it, or give another folder to start a new run.")
+        super().__init__("\n".join(parts))
 
 
 def differences(recorded: Settings, given: Settings) -> list[Difference]:
-    """Which settings keep a caller from continuing a run."""
+    """Which settings keep a caller from continuing a run.
+
+    The same pictures may lie elsewhere, and there may be more steps.
+    """
+    moved = recorded.get(FINGERPRINT) == given.get(FINGERPRINT) is not None
     rows = [
         Difference(option, recorded.get(option), given.get(option))
         for option in dict.fromkeys((*recorded, *given))
     ]
-    return [row for row in rows if row.recorded != row.given and not _grows(row)]
+    return [
+        row
+        for row in rows
+        if row.recorded != row.given and not _grows(row) and not (moved and row.option == "data")
+    ]
 
 
 def difference_table(rows: list[Difference]) -> str:
@@ -111,7 +136,7 @@ class RunFolder:
             if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
                 raise ValueError(f"{self.path} is not empty and holds no run: give a new folder")
         elif rows := differences(recorded, as_json(settings)):
-            raise ConfigMismatch(self.path, rows)
+            raise ConfigMismatch(self.path, rows, settings.get("data"))
 
     def claim(self, settings: Settings) -> None:
         """Check, then make the folder and write its `config.json`.

@@ -78,6 +78,22 @@ def test_a_device_that_is_not_there_is_one_line() -> None:
     result = CliRunner().invoke(app, ["bench", "--device", "cuda:99"])
     assert result.exit_code == 2
     assert result.stderr.startswith("fastgen: device 'cuda:99' is not there")
+    result = CliRunner().invoke(app, ["bench", "--device", "gpu"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fastgen: --device must be auto, cpu, cuda or a GPU by its")
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ladder, "subjects", None)  # not to be reached
+    (tmp_path / "file").touch()
+    for out, code, message in (
+        ("file", 2, "--out must be a folder (got the file file)"),
+        ("file/deeper", 1, "file/deeper: Not a directory"),
+    ):
+        result = CliRunner().invoke(app, ["bench", "--quick", "--device", "cpu", "--out", out])
+        assert (result.exit_code, result.stderr) == (code, f"fastgen: {message}\n")
 
 
 def test_tuning_is_still_there() -> None:

@@ -247,6 +247,43 @@ def test_files_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path, wh
     assert splits.held_out.skipped == splits.train.skipped
 
 
+def test_files_of_other_kinds_are_counted_by_their_ending(
+    tmp_path: Path, whole: Whole, refused: Refused
+) -> None:
+    arrays = fill(tmp_path)
+    assert load(str(tmp_path)).train.left_out == ""
+    (tmp_path / "deep").mkdir()
+    for name in ("a.bmp", "deep/b.BMP", "c.tif", "notes", ".hidden.bmp", "deep/.DS_Store"):
+        (tmp_path / name).touch()
+    splits = load(str(tmp_path), image_size=8)
+    images, _ = whole(splits)
+    np.testing.assert_array_equal(images.transpose(0, 2, 3, 1), arrays)
+    assert (
+        splits.train.left_out
+        == splits.held_out.left_out
+        == (
+            "left out 4 files: .bmp 2, .tif 1, without ending 1 (read are .png, .jpg, .jpeg, .webp)"
+        )
+    )
+    assert splits.train.skipped == ()
+
+    for number in range(3, 10):
+        (tmp_path / f"{number:03}.png").unlink()
+    refused(str(tmp_path), "3 images", "at least 10", "left out 4 files: .bmp 2")
+    refused(str(tmp_path / "deep"), "no pictures", "left out 1 file: .bmp 1 (read are")
+
+
+def test_of_many_endings_the_most_frequent_are_told(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for number in range(8):
+        (tmp_path / f"a.x{number}").touch()
+    (tmp_path / "b.x7").touch()
+    left_out = load(str(tmp_path)).train.left_out
+    assert left_out.startswith(
+        "left out 9 files: .x7 2, .x0 1, .x1 1, .x2 1, .x3 1, .x4 1, others 2 ("
+    )
+
+
 def test_folders_that_cannot_be_listed_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -412,6 +412,9 @@ def test_the_rule_takes_it_where_it_was_measured_to_be_faster(monkeypatch):
         monkeypatch.setenv("FASTGEN_WINOGRAD", "off")
         for call in calls:
             assert chosen(*call) != ours
+        monkeypatch.setenv("FASTGEN_WINOGRAD", "OFF")
+        with pytest.raises(ValueError, match="FASTGEN_WINOGRAD must be one of 'on', 'off'"):
+            chosen(*calls[0])
         monkeypatch.delenv("FASTGEN_WINOGRAD")
         few = last(1, 32, 8, 8, dtype=dtype), last(1, 32, 6, 6, dtype=dtype)
         narrow = last(2, 16, 16, 16, dtype=dtype), last(64, 16, 4, 4, dtype=dtype)

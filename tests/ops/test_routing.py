@@ -158,6 +158,9 @@ def test_the_rule_decides_where_nothing_is_measured(bench, monkeypatch):
     bench.offer("other", 1e-3, expected=lambda input: False)
     bench.offer("rule", 2e-3)
     bench.offer("later", 1e-3)
+    monkeypatch.setenv("FASTGEN_ROUTES", "none")
+    with pytest.raises(ValueError, match="FASTGEN_ROUTES must be one of 'measure', 'off'"):
+        chosen(bench)
     monkeypatch.setenv("FASTGEN_ROUTES", "off")
     assert chosen(bench) == "rule"
     monkeypatch.delenv("FASTGEN_ROUTES")

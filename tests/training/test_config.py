@@ -17,9 +17,11 @@ from fastgen.training.config import (
     WGAN_REGULARIZERS,
     ConfigError,
     build_model,
+    check_device,
     resolve,
     with_data,
 )
+from fastgen.training.trainer import CAPTURES, PRECISIONS
 
 SMALL = {"image_size": 8, "width": 4, "latent_dim": 3}
 
@@ -97,11 +99,24 @@ def test_penalties_of_a_gan(text: str, spelled: str, r1: float, r2: float) -> No
         ("wgan", {"regularizer": "gradient-penalty,weight-clipping"}, r"--regularizer must be"),
         ("wgan", {"regularizer": "spectral-norm:3"}, r"--regularizer must be"),
         ("wgan", {"regularizer": "gradient-penalty:much"}, "'much' is not a number"),
+        ("vae", {"lr": 0.0}, r"--lr must be a finite number above 0 \(got 0.0\)"),
+        ("gan", {"ema": 1.0}, r"--ema must be a number from 0 up to, but not including, 1 \(got"),
+        ("vae", {"precision": "fp16"}, r"--precision must be fp32 or bf16 \(got 'fp16'\)"),
     ],
 )
 def test_what_means_nothing_is_refused(model: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(model, given)
+
+
+def test_what_can_be_chosen_is_what_the_trainer_knows() -> None:
+    for known in PRECISIONS:
+        assert resolve("vae", {"precision": known})["precision"] == known
+    for known in CAPTURES:
+        check_device("cuda:1", known)
+    for device, capture in (("gpu", "auto"), ("cuda:x", "auto"), ("cpu", "yes")):
+        with pytest.raises(ConfigError, match=r"--(device|capture) must be"):
+            check_device(device, capture)
 
 
 def test_data_means_the_same_in_every_folder(

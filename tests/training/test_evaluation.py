@@ -184,10 +184,13 @@ def test_of_two_that_want_a_feature_classifier_one_trains_it_and_the_other_waits
 
 
 def test_without_labels_a_gan_is_not_measured(digits: Splits, tmp_path: Path) -> None:
-    bare = Splits(*(ImageDataset(np.ascontiguousarray(part.images)) for part in digits))
-    with pytest.raises(EvaluationError, match="needs labels: this data has none"):
+    bare = Splits(
+        *(ImageDataset(np.ascontiguousarray(part.images), description="~/faces") for part in digits)
+    )
+    how = "needs labels, and ~/faces has none: put the pictures into one sub-folder per class"
+    with pytest.raises(EvaluationError, match=f"a gan or wgan is measured with .* which {how}"):
         evaluate(models(digits)["gan"](), bare, cache=tmp_path)
-    with pytest.raises(EvaluationError, match="accuracy needs labels"):
+    with pytest.raises(EvaluationError, match=f"accuracy {how}"):
         evaluate(models(digits)["classifier"](), bare)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -95,3 +96,17 @@ def test_without_tensorboard_one_line_says_how_to_get_it(
     assert len(said) == 1
     assert "pip install tensorboard" in said[0]
     assert steps(tmp_path / "log.jsonl") == [5]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = RunLog(path, after=0, every=5, goes_on=True, say=lambda line: None)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, log._file.fileno())
+    os.close(full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        log.record(record(5))
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match="No space left") as caught, log:
+        pass
+    assert caught.value.filename == str(path)

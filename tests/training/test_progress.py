@@ -33,9 +33,33 @@ def test_on_a_terminal_a_bar_shows_losses_speed_and_time_left(
             sleep(0.01)
             progress.advance()
     shown = capsys.readouterr().err
-    assert "critic/loss -0.1235  1234 images/s" in shown
+    assert "critic -0.123  1234 images/s" in shown
     assert "20/20" in shown
     assert re.search(r"\d\d:\d\d<\d\d:\d\d", shown)
+
+
+@pytest.mark.parametrize(("columns", "shown_last"), [(100, "1234 images/s]"), (80, "1234 ima")])
+def test_a_bar_of_usual_width_shows_the_loss_of_every_phase(
+    columns: int,
+    shown_last: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (columns, 24))
+    logged = {"loss": 1.0912, "value": -0.6805, "real": 0.511, "fake": 0.498, "r1": 0.01234}
+    record = {
+        **{name: RECORD[name] for name in ("step", "seconds", "images_per_second")},
+        **{f"discriminator/{name}": value for name, value in logged.items()},
+        "generator/loss": 0.70123,
+    }
+    with Progress(26, 2000, on=True) as progress:
+        progress.show(record)
+    line = re.split(r"[\r\n]", capsys.readouterr().err.rstrip())[-1]
+    assert len(line) <= columns
+    assert "26/2000" in line
+    assert "discriminator 1.09  generator 0.701" in line
+    assert shown_last in line
 
 
 def test_off_it_says_nothing_but_warnings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,47 @@ def test_only_the_number_of_steps_may_grow(run: Path) -> None:
     assert differences({"seed": 0}, {"seed": 0, "steps": 6}) == [Difference("steps", None, 6)]
 
 
+def data(place: str, fingerprint: str, **more: object) -> dict[str, object]:
+    return {**SETTINGS, "data": place, "data_fingerprint": fingerprint, "image_size": 64, **more}
+
+
+def test_the_same_pictures_go_on_from_another_place(run: Path) -> None:
+    RunFolder(run).claim(data("/old", "4796eb"))
+    RunFolder(run).claim(data("/new", "4796eb"))
+    assert RunFolder(run).settings() == {**data("/new", "4796eb"), "betas": [0.0, 0.9]}
+    assert differences({"data": "/old"}, {"data": "/new"}) == [Difference("data", "/old", "/new")]
+
+
+def test_other_pictures_are_told_in_words(run: Path) -> None:
+    RunFolder(run).claim(data("/faces", "4796eb", image_shape=[1, 64, 64]))
+    with pytest.raises(ConfigMismatch) as caught:
+        RunFolder(run).check(data("/faces", "4c3f81", image_shape=[3, 64, 64]))
+    assert str(caught.value) == (
+        f"The pictures of /faces are not those that {run} was trained on.\n"
+        "Put the former pictures back to continue it, or give another folder to start a new run."
+    )
+    assert Difference("data_fingerprint", "4796eb", "4c3f81") in caught.value.differences
+    with pytest.raises(ConfigMismatch) as caught:
+        RunFolder(run).check(data("/faces", "4c3f81", image_shape=[1, 64, 64], width=8))
+    assert "width   64        8\nThe pictures of /faces" in str(caught.value)
+    assert "Give the run's own values and put the former pictures back to" in str(caught.value)
+
+
+def test_of_other_data_only_what_can_be_given_is_shown(run: Path) -> None:
+    RunFolder(run).claim(data("/faces", "4796eb", image_shape=[1, 64, 64]))
+    for other in (
+        data("/cats", "4c3f81", image_shape=[3, 64, 64]),
+        data("/faces", "4c3f81", image_shape=[1, 32, 32], image_size=32),
+    ):
+        with pytest.raises(ConfigMismatch) as caught:
+            RunFolder(run).check(other)
+        text = str(caught.value)
+        assert "4c3f81" not in text
+        assert "image_shape" not in text
+        assert ("/cats" in text) != ("image_size  64        32" in text)
+        assert "pictures" not in text
+
+
 def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="is not empty and holds no run"):

@@ -450,7 +450,7 @@ def test_on_the_cpu_auto_is_silent_and_on_refuses(
 @pytest.mark.parametrize(
     ("capture", "message"),
     [
-        ("maybe", "capture must be one of auto, off, on (got 'maybe')"),
+        ("maybe", "--capture must be auto, off or on (got 'maybe')"),
         ("on", "capture='on' needs a CUDA GPU (device is cpu)"),
     ],
 )
