@@ -72,7 +72,7 @@ $(emulation)/.made: tests/emulation/toolkit.py $(wildcard tests/emulation/*.cpp 
 emulate: $(emulation)/.made
 	CUDA_HOME=$(emulation)/cuda FASTGEN_BUILD=cuda FASTGEN_CUDA_ARCHS=90 FASTGEN_BUILD_DIR=$(emulation) \
 		$(emulated)/python -m build_support --into $(emulation)/package
-	$(emulating) $(emulated)/pytest -n 2 -p emulation -m gpu -p no:cacheprovider $(EMULATE)
+	$(emulating) $(emulated)/pytest -n 2 -p emulation -m gpu -p no:cacheprovider --timeout 900 $(EMULATE)
 
 lint: $(VENV)/.dev
 	$(bin)/ruff check .
