@@ -17,7 +17,6 @@ neighbouring outputs of a 3x3 convolution cost 16 products instead of 36, of a 4
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -268,7 +267,7 @@ def _wins(
     kernel, stride = weight.shape[2], geometry.stride[0]
     pixels = len(operand) * height * width
     mixed = stride == 2 and pixels >= mixed_pixels
-    multiplied = math.prod(points(size, kernel, mixed=mixed) for size in (height, width))
+    multiplied = points(height, kernel, mixed=mixed) * points(width, kernel, mixed=mixed)
     in_full_tiles = height * width * (kernel // stride + 1) ** 2 / 4
     return (
         operand.dtype in (torch.float32, torch.bfloat16)

@@ -391,6 +391,23 @@ def test_the_number_of_threads_changes_no_bit():
     run_program(PROGRAM + SAME_FOR_ALL_THREADS)
 
 
+@pytest.mark.parametrize("variable", [None, "on", "off"])
+def test_a_wide_convolution_compiles_without_a_graph_break(variable, monkeypatch):
+    if variable is not None:
+        monkeypatch.setenv("FASTGEN_WINOGRAD", variable)
+    torch.compiler.reset()
+    x, w = (torch.randn_like(last(*shape)) for shape in ((4, 64, 16, 16), (64, 64, 4, 4)))
+    layer = torch.compile(fastgen.ops.conv2d_bias_leaky_relu, fullgraph=True, backend="aot_eager")
+    for leaf in (x, w):
+        leaf.requires_grad_()
+    found, expected = (
+        (y := function(x, w, None, 2, 1), *torch.autograd.grad(y.pow(2).sum(), (x, w)))
+        for function in (layer, fastgen.ops.conv2d_bias_leaky_relu)
+    )
+    for ours, other in zip(found, expected, strict=True):
+        assert (ours - other).norm() <= 1e-5 * other.norm()
+
+
 def test_the_rule_takes_it_where_it_was_measured_to_be_faster(monkeypatch):
     if compiled.cpu_version() == "portable":
         pytest.skip("nothing was measured in portable code")
