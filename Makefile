@@ -15,7 +15,7 @@ sources := $(shell find csrc build_support -name '*.py' -o -name '*.h' -o -name 
 test_build := $(or $(FASTGEN_BUILD),$(if $(shell command -v nvcc),cuda,auto))
 
 # Sanitizers find what a test of results does not: a read beyond a tensor, a signed overflow.
-sanitizers := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
+sanitizers := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1
 # libstdc++ too: without it in the preload, a C++ exception ends the process.
 preload = $$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)
 sanitized := $(CURDIR)/build/sanitize
