@@ -32,11 +32,12 @@ def accelerate(
 
     Outputs and gradients to the second order are the original's within rounding; gradients that are
     zero everywhere, such as a penalty's in biases, are None, and `torch.autograd.grad` wants
-    ``allow_unused=True`` for them. Nothing of the
-    model changes but classes and memory formats: parameters (the same objects, so optimizers keep
-    working), buffers, hooks, attributes, names, state_dict, flags; it can be copied and pickled. A
-    layer with a hook on its output takes no activation in, and one that a caller uses on its own
-    still returns its own output.
+    ``allow_unused=True`` for them.
+
+    Nothing of the model changes but classes and memory formats: parameters (the same objects, so
+    optimizers keep working), buffers, hooks, attributes, names, state_dict, flags; it can be copied
+    and pickled. A layer with a hook on its output takes no activation in, and one that a caller
+    uses on its own still returns its own output.
 
     Args:
         model: changed in place. Accelerate it before DistributedDataParallel or `torch.compile`.

@@ -84,7 +84,6 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     try:
         return F.cross_entropy(logits, labels)
     except IndexError as error:  # what PyTorch says on a CPU
-        classes, most = logits.shape[1], int(labels.max())
-        if int(labels.min()) >= 0 and most < classes:
-            raise
-        raise ValueError(f"labels must lie in 0 .. {classes - 1} (got {most})") from error
+        found = f"{int(labels.min())} .. {int(labels.max())}"
+        allowed = f"0 .. {logits.shape[1] - 1}"
+        raise ValueError(f"labels must lie in {allowed} (got {found})") from error
