@@ -109,7 +109,7 @@ struct HopperConv2dCall {
 };
 
 // A kernel per tile shape (output pixels x filters of a thread block) and dtype. Those of a dtype
-// share a file: one takes 49 s to compile, all three take 58. Launches on `stream`; nullptr when all
+// share a file: one takes 49 s to compile, all three 58. Launches on `stream`; nullptr when all
 // went well. The geometry has no obstacle and the pointers lie on 16-byte boundaries. No workspace:
 // sums stay in registers.
 using HopperLauncher = const char*(const HopperConv2dCall& call, void* stream);
