@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -69,10 +69,8 @@ def cpu_versions() -> list[str]:
 def build(
     name: str, sources: Sequence[str | Path], sanitize: bool = True, more: Sequence[str] = ()
 ) -> Path:
-    """Compile `sources` (relative to tests/csrc) into one executable and return its path.
-
-    It is kept in the temporary folder under a name that holds the digest of the flags, the sources
-    and every header of csrc, so that only a change compiles again.
+    """Compile `sources` (relative to tests/csrc) into one executable and return its path; again
+    only when they, a header of csrc or the flags change.
     """
     flags = [
         "-std=c++17",
@@ -88,9 +86,25 @@ def build(
     files = [HERE / source for source in sources]
     command = [compiler(), *flags, *map(str, files)]
 
-    digest = hashlib.sha256(" ".join(command).encode())
     headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc/cpu").glob("*.cpp"), *HERE.glob("*.h")]
-    for file in [*files, *sorted(headers)]:
+
+    def make(program: Path) -> None:
+        built = subprocess.run(
+            [*command, "-o", str(program)], capture_output=True, text=True, check=False
+        )
+        assert built.returncode == 0, built.stderr
+        assert "warning:" not in built.stderr, built.stderr
+
+    return kept(name, " ".join(command), [*files, *headers], make)
+
+
+def kept(name: str, how: str, sources: Sequence[Path], make: Callable[[Path], None]) -> Path:
+    """The file that `make` makes from `sources`, made again only when these or `how` change.
+
+    It is kept in the temporary folder under a name that holds the digest of both.
+    """
+    digest = hashlib.sha256(how.encode())
+    for file in sorted(sources):
         digest.update(file.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"fastgen-host-tests-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -102,11 +116,7 @@ def build(
             for stale in folder.glob(f"{name}-*"):
                 stale.unlink()
             unfinished = program.with_suffix(".part")
-            built = subprocess.run(
-                [*command, "-o", str(unfinished)], capture_output=True, text=True, check=False
-            )
-            assert built.returncode == 0, built.stderr
-            assert "warning:" not in built.stderr, built.stderr
+            make(unfinished)
             unfinished.rename(program)
     return program
 

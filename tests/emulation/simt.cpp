@@ -1,14 +1,23 @@
 #include "simt.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <set>
 #include <vector>
 
 namespace emulation {
+
+[[noreturn]] void stop(const char* why) {
+  std::fprintf(stderr, "emulated GPU: %s\n", why);
+  std::abort();
+}
 
 namespace {
 
@@ -17,21 +26,36 @@ constexpr int kMostShared = 232448, kSharedUnasked = 48 << 10;
 
 enum class Waits { no, for_block, for_warp };
 
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
+// Started once by its context, which costs calls of the system; jumps from then on.
 struct Fiber {
-  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  jmp_buf place;
+  bool started = false;
   Waits waits;
   bool done;
+  std::uint32_t waits_for_block, waits_for_warp;
+  std::deque<std::vector<Copy>> groups;  // the youngest is not ended yet
 };
 
 struct Machine {
   std::mutex mutex;
-  std::vector<Fiber> fibers;
-  std::vector<char> stacks, shared;
+  std::deque<Fiber> fibers;  // which stay where they are
+  std::vector<char> shared;
   std::vector<unsigned char> given = std::vector<unsigned char>(1024 * kLaneBytes);
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   Place place{};
   void (*body)(void*) = nullptr;
   void* closure = nullptr;
+  const void* kernel = nullptr;  // the one that runs
+  std::set<const void*> run;
+  std::uint64_t blocks = 0, first_of_launch = 0;
+  CopyListener listener{};
   std::map<const void*, int> allowed;
 };
 
@@ -40,23 +64,43 @@ Machine& machine() {
   return *made;
 }
 
-[[noreturn]] void stop(const char* why) {
-  std::fprintf(stderr, "emulated GPU: %s\n", why);
-  std::abort();
-}
+Fiber* fiber_that_runs = nullptr;
+Fiber& running() { return *fiber_that_runs; }
 
-Fiber& running() { return machine().fibers[static_cast<std::size_t>(machine().place.thread)]; }
+void give_way(Fiber& fiber) {
+  if (_setjmp(fiber.place) == 0) _longjmp(machine().scheduler, 1);
+}
 
 void wait(Waits what) {
   Fiber& fiber = running();
   fiber.waits = what;
-  swapcontext(&fiber.context, &machine().scheduler);
+  // Whoever waits for the block has waited for its warp.
+  ++fiber.waits_for_warp;
+  if (what == Waits::for_block) ++fiber.waits_for_block;
+  give_way(fiber);
 }
 
+// A fiber is a thread of one block after the other.
 void enter() {
-  machine().body(machine().closure);
-  running().done = true;
-  swapcontext(&running().context, &machine().scheduler);
+  for (;;) {
+    machine().body(machine().closure);
+    running().done = true;
+    give_way(running());
+  }
+}
+
+void resume(Fiber& fiber) {
+  fiber_that_runs = &fiber;
+  if (_setjmp(machine().scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.place, 1);
+  fiber.started = true;
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, enter, 0);
+  setcontext(&context);
 }
 
 // Runs the threads of a warp until all are done or wait for the block; whether any has run.
@@ -69,7 +113,7 @@ bool run_warp(int first, int end) {
       Fiber& fiber = m.fibers[static_cast<std::size_t>(t)];
       if (!fiber.done && fiber.waits == Waits::no) {
         m.place.thread = t;
-        swapcontext(&m.scheduler, &fiber.context);
+        resume(fiber);
         ++moved;
       }
       alive += !fiber.done;
@@ -92,13 +136,10 @@ void run_block() {
   std::fill(m.shared.begin(), m.shared.end(), static_cast<char>(0xff));
   for (int t = 0; t < threads; ++t) {
     Fiber& fiber = m.fibers[static_cast<std::size_t>(t)];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = m.stacks.data() + static_cast<std::size_t>(t) * kStackBytes;
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
     fiber.waits = Waits::no;
     fiber.done = false;
-    makecontext(&fiber.context, enter, 0);
+    fiber.waits_for_block = fiber.waits_for_warp = 0;
+    fiber.groups.assign(1, {});
   }
   for (;;) {
     bool any = false;
@@ -139,6 +180,46 @@ const void* given_by(int lane) {
   return &m.given[static_cast<std::size_t>(thread) * kLaneBytes];
 }
 
+void copy_later(void* to, const void* from, std::size_t bytes) {
+  std::memset(to, 0xff, bytes);
+  running().groups.back().push_back({to, from, bytes});
+  if (machine().listener.left != nullptr) machine().listener.left(to, bytes);
+}
+void end_copy_group() { running().groups.emplace_back(); }
+void wait_for_copy_groups(int left) {
+  auto& groups = running().groups;
+  while (groups.size() > static_cast<std::size_t>(left) + 1) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.from == nullptr) {
+        std::memset(copy.to, 0, copy.bytes);
+      } else {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
+      if (machine().listener.arrived != nullptr) machine().listener.arrived(copy.to, copy.bytes);
+    }
+    groups.pop_front();
+  }
+}
+
+bool now(Moment& moment) {
+  static const Machine& m = machine();
+  if (m.kernel == nullptr) return false;
+  const Fiber& fiber = running();
+  moment = {m.blocks,       m.first_of_launch,      m.place.thread, fiber.waits_for_block,
+            fiber.waits_for_warp, m.kernel};
+  return true;
+}
+const std::set<const void*>& kernels_run() { return machine().run; }
+bool is_own(const void* address) {
+  const char* stack = running().stack.get();
+  return address >= stack && address < stack + kStackBytes;
+}
+bool is_dynamic_shared(const void* address) {
+  static const auto& shared = machine().shared;
+  return address >= shared.data() && address < shared.data() + shared.size();
+}
+void listen(CopyListener listener) { machine().listener = listener; }
+
 cudaError_t allow_shared_memory(const void* kernel, int bytes) {
   if (bytes > kMostShared) return cudaErrorInvalidValue;
   machine().allowed[kernel] = bytes;
@@ -160,15 +241,19 @@ void run(const void* kernel, dim3 grid, dim3 block, std::size_t shared, void (*b
   m.place = {0, static_cast<int>(block.x), dim3(), grid};
   m.body = body;
   m.closure = closure;
+  m.run.insert(kernel);
   m.shared.resize(shared);
-  if (m.fibers.size() < block.x) {
-    m.fibers.resize(block.x);
-    m.stacks.resize(block.x * kStackBytes);
+  m.first_of_launch = m.blocks + 1;
+  while (m.fibers.size() < block.x) {
+    m.fibers.emplace_back().stack = std::make_unique<char[]>(kStackBytes);
   }
   for (unsigned y = 0; y < grid.y; ++y) {
     for (unsigned x = 0; x < grid.x; ++x) {
       m.place.block = dim3(x, y, 0);
+      ++m.blocks;
+      m.kernel = kernel;
       run_block();
+      m.kernel = nullptr;
     }
   }
 }

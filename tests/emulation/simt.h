@@ -40,6 +40,7 @@ struct Place {
   dim3 block, grid;
 };
 const Place& place();
+[[noreturn]] void stop(const char* why);
 
 void* dynamic_shared_memory();
 void wait_for_block();
@@ -49,6 +50,34 @@ constexpr std::size_t kLaneBytes = 32;
 void give_to_warp(const void* bytes, std::size_t count);
 const void* given_by(int lane);
 void wait_for_warp();
+
+// A copy that arrives when its group is waited for, and until then leaves ones, which is NaN;
+// zeros where it comes from nowhere.
+void copy_later(void* to, const void* from, std::size_t bytes);
+void end_copy_group();
+void wait_for_copy_groups(int left);
+
+// When the thread that runs does what it does. Blocks and launches are counted from the start of
+// the process; of two threads of a block, what one did comes before what the other does only if
+// both have waited for each other in between.
+struct Moment {
+  std::uint64_t block, first_of_launch;
+  int thread;
+  std::uint32_t waits_for_block, waits_for_warp;
+  const void* kernel;
+};
+// False outside of a kernel.
+bool now(Moment& moment);
+// Whether memory is the stack of the thread that runs.
+bool is_own(const void* address);
+bool is_dynamic_shared(const void* address);
+
+// Who is told of copies that have yet to arrive.
+struct CopyListener {
+  void (*left)(const void* to, std::size_t bytes);
+  void (*arrived)(const void* to, std::size_t bytes);
+};
+void listen(CopyListener listener);
 
 cudaError_t allow_shared_memory(const void* kernel, int bytes);
 void run(const void* kernel, dim3 grid, dim3 block, std::size_t shared, void (*body)(void*),

@@ -1,0 +1,181 @@
+"""Every kernel of csrc/cuda but those for Hopper, on the emulated device that watches for races.
+
+What compute-sanitizer's racecheck finds on a GPU in shared memory, the same in the tensors, and
+reads of what an asynchronous copy has yet to bring; see tests/emulation/races.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import emulated_nvcc
+import pytest
+from host import HERE, ROOT, compiler, kept, part_of_the_build
+from sanitize_cases import LATENTS, MAPS
+
+EMULATION = HERE.parent / "emulation"
+KERNELS = sorted(f for f in (ROOT / "csrc/cuda").glob("*.cu") if "sm90" not in f.name)
+FLAGS = ("-O1", "-g1", "-fsanitize=thread", "-fno-builtin")
+DTYPES = ("float32", "bfloat16", "float16")
+
+# (picture channels, other channels, height, width, kernel, stride, padding)
+EDGES = (
+    (3, 5, 9, 7, 4, 2, 1),
+    (1, 64, 16, 16, 4, 2, 1),
+    (3, 33, 9, 12, 3, 1, 1),
+    (4, 16, 8, 20, 5, 1, 2),
+    (2, 8, 6, 5, 1, 1, 0),
+    (3, 70, 17, 18, 4, 2, 1),
+)
+
+
+def watched(name: str, kernels: list[Path], program: list[Path]) -> Path:
+    """An executable of these, of which the kernels are watched."""
+    discover = part_of_the_build("discover")
+    try:
+        include = discover.find_cuda().library.parent / "include"
+    except discover.BuildError as error:
+        pytest.skip(str(error))
+    own = [EMULATION / f"{part}.cpp" for part in ("simt", "races", "cuda_runtime")]
+    headers = [*(ROOT / "csrc").rglob("*.h"), *HERE.glob("*.h"), *EMULATION.rglob("*.[hp]*")]
+
+    def make(path: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+
+            def kernel(source: Path) -> str:
+                product = f"{scratch}/{source.stem}.o"
+                emulated_nvcc.compile_(source, product, str(include), FLAGS)
+                renamed = [f"--redefine-sym={f}=watched_{f}" for f in ("memcpy", "memset")]
+                subprocess.run(["objcopy", *renamed, product], check=True)
+                return product
+
+            def plain(source: Path) -> str:
+                product = f"{scratch}/{source.stem}-plain.o"
+                command = [compiler(), "-std=c++17", "-O2", "-g1", f"-I{ROOT / 'csrc'}"]
+                command += [f"-I{HERE}", "-isystem", str(include), "-c", str(source)]
+                subprocess.run([*command, "-o", product], check=True)
+                return product
+
+            with ThreadPoolExecutor(2) as pool:
+                objects = [*pool.map(kernel, kernels), *pool.map(plain, [*own, *program])]
+            # Addresses in reports are those of the file.
+            subprocess.run([compiler(), "-no-pie", *objects, "-o", str(path)], check=True)
+
+    how = " ".join((compiler(), *FLAGS))
+    return kept(name, how, [*kernels, *program, *own, *headers], make)
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return watched("races", KERNELS, [HERE / "races_host.cpp"])
+
+
+@pytest.fixture(scope="module")
+def planted() -> Path:
+    return watched("planted_races", [EMULATION / "planted_races.cu"], [])
+
+
+@pytest.mark.parametrize("right", ["barrier", "rounds", "one block", "copies"])
+def test_what_waits_is_no_race(planted: Path, right: str) -> None:
+    subprocess.run([planted, right], check=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ("no barrier", "read after write"),
+        ("a warp's barrier alone", "write after read"),
+        ("rounds that overlap", "write after read"),
+        ("two blocks", "write after write"),
+        ("copies that nobody waits for", "read before its copy arrives"),
+    ],
+)
+def test_a_planted_race_is_found(planted: Path, wrong: str, found: str) -> None:
+    done = subprocess.run([planted, wrong], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert f"race: {found}" in done.stderr
+
+
+def bias_calls() -> Iterator[tuple[int, ...]]:
+    """outer, channels, inner; whether there are a shift, a mask, sums; whether in place."""
+    for n, c, h, w in MAPS:
+        for extents in ((n, c, h * w), (n * h * w, c, 1)):
+            for parts in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 1, 1)):
+                yield *extents, *parts, 0
+                yield *extents, *parts, 1
+
+
+def noise_calls() -> Iterator[tuple[int, ...]]:
+    """Kind, samples, channels, positions, whether channels_last."""
+    for kind in range(4):
+        for samples, channels, *picture in LATENTS:
+            positions = picture[0] * picture[1] if picture else 1
+            yield kind, samples, channels, positions, 0
+            if positions != 1:
+                yield kind, samples, channels, positions, 1
+
+
+def edge_calls(operation: str, dtype: str) -> Iterator[tuple[int, ...]]:
+    """Batch, geometry, whether channels_last; whether there is a bias, and a mask or a tanh;
+    whether float32 may be rounded to TF32.
+    """
+    for geometry in EDGES:
+        for last in (0, 1):
+            if operation == "weight":
+                if last:
+                    yield 2, *geometry, last
+                continue
+            for tf32 in (0, 1) if dtype == "float32" else (0,):
+                for parts in ((0, 0), (1, 1)):
+                    yield 2, *geometry, last, *parts, tf32
+
+
+def calls(operation: str) -> Iterator[str]:
+    for dtype in DTYPES:
+        of = {"bias": bias_calls, "noise": noise_calls}.get(operation)
+        for numbers in of() if of else edge_calls(operation, dtype):
+            yield " ".join(map(str, (operation, dtype, *numbers)))
+
+
+def launched(program: Path, operation: str) -> set[str]:
+    """The kernels that ran."""
+    done = subprocess.run(
+        [program], input="\n".join(calls(operation)), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    addresses = set(re.findall(r"kernel 0x([0-9a-f]+)", done.stdout))
+    assert addresses
+    names = subprocess.run(["nm", "-C", program], capture_output=True, text=True, check=True)
+    return {
+        re.search(r"(\w+)(<.*)?\(", line)[1]
+        for line in names.stdout.splitlines()
+        if line.split()[0].lstrip("0") in addresses
+    }
+
+
+@pytest.mark.parametrize(
+    ("operation", "files"),
+    [
+        ("bias", "bias_leaky_relu partial_sums"),
+        ("noise", "reparameterize partial_sums"),
+        ("forward", "conv2d_bias_leaky_relu conv2d_bias_leaky_relu_rows"),
+        ("weight", "conv2d_bias_leaky_relu_weight"),
+        ("transposed", "conv_transpose2d_bias_leaky_relu conv_transpose2d_bias_leaky_relu_march"),
+    ],
+)
+def test_no_kernel_has_a_race(program: Path, operation: str, files: str) -> None:
+    sources = [(ROOT / f"csrc/cuda/{name}.cu").read_text() for name in files.split()]
+    kernels = {
+        name
+        for source in sources
+        for name in re.findall(
+            r"__global__ void\s+(?:__launch_bounds__\([^{]*?\)\s+)?(\w+)\(", source
+        )
+    }
+    assert kernels
+    assert launched(program, operation) == kernels

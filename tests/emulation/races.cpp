@@ -1,0 +1,160 @@
+// Finds races of emulated kernels. Kernels compiled with -fsanitize=thread call what follows for
+// each access to memory; no other part of that sanitizer is linked.
+//
+// Two accesses of a launch to the same memory, at least one of them a write, have to be those of
+// one thread, or of a block whose two threads both waited at a barrier in between (a warp's, if
+// they share one). And nobody may read what an asynchronous copy has yet to bring.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <unordered_map>
+
+#include "simt.h"
+
+// Where the program's variables begin and end: the linker says.
+extern "C" char __data_start, _end;
+
+namespace {
+
+using emulation::Moment;
+
+constexpr std::uintptr_t kGrain = 2;  // bytes: the smallest number that a kernel writes
+constexpr std::uintptr_t kPage = 4096;
+
+struct Access {
+  std::uint64_t block = 0;  // 0: none
+  int thread = 0;
+  std::uint32_t waits_for_block = 0, waits_for_warp = 0;
+  const void* code = nullptr;
+};
+
+// The last write, and two reads that nothing has come between, of two warps if there are two.
+struct Cell {
+  Access write, reads[2];
+  bool on_its_way = false;
+};
+struct Page {
+  Cell cells[kPage / kGrain];
+};
+
+std::unordered_map<std::uintptr_t, std::unique_ptr<Page>> pages;
+
+Cell& cell_of(std::uintptr_t address) {
+  static std::uintptr_t last_number = 0;
+  static Page* last = nullptr;
+  const std::uintptr_t number = address / kPage;
+  if (last == nullptr || number != last_number) {
+    auto& page = pages[number];
+    if (page == nullptr) page = std::make_unique<Page>();
+    last_number = number;
+    last = page.get();
+  }
+  return last->cells[address % kPage / kGrain];
+}
+
+bool share_warp(const Access& a, const Access& b) { return a.thread / 32 == b.thread / 32; }
+
+// Every block has its own shared memory, which is a variable of the program or one range of all.
+bool is_shared(std::uintptr_t address) {
+  return (address >= reinterpret_cast<std::uintptr_t>(&__data_start) &&
+          address < reinterpret_cast<std::uintptr_t>(&_end)) ||
+         emulation::is_dynamic_shared(reinterpret_cast<const void*>(address));
+}
+
+bool comes_before(const Access& earlier, const Access& later, std::uintptr_t address,
+                  const Moment& moment) {
+  if (earlier.block < moment.first_of_launch) return true;
+  if (earlier.block != later.block) return is_shared(address);
+  return earlier.thread == later.thread || earlier.waits_for_block < later.waits_for_block ||
+         (share_warp(earlier, later) && earlier.waits_for_warp < later.waits_for_warp);
+}
+
+[[noreturn]] void report(const char* what, std::uintptr_t address, const Access& earlier,
+                         const Access& later, const Moment& moment) {
+  const auto first = static_cast<unsigned long long>(moment.first_of_launch);
+  std::fprintf(stderr,
+               "race: %s at %p in kernel %p: block %llu thread %d at %p, then block %llu thread %d "
+               "at %p\n",
+               what, reinterpret_cast<void*>(address), moment.kernel,
+               static_cast<unsigned long long>(earlier.block) - first, earlier.thread, earlier.code,
+               static_cast<unsigned long long>(later.block) - first, later.thread, later.code);
+  std::exit(3);
+}
+
+void look(const void* at, std::size_t bytes, bool writes, const void* code,
+          bool on_its_way = false) {
+  Moment moment;
+  if (!emulation::now(moment) || emulation::is_own(at)) return;
+  const Access access{moment.block, moment.thread, moment.waits_for_block, moment.waits_for_warp,
+                      code};
+  const auto first = reinterpret_cast<std::uintptr_t>(at);
+  for (std::uintptr_t address = first / kGrain * kGrain; address < first + bytes;
+       address += kGrain) {
+    Cell& cell = cell_of(address);
+    if (!comes_before(cell.write, access, address, moment)) {
+      report(writes ? "write after write" : "read after write", address, cell.write, access,
+             moment);
+    }
+    if (writes) {
+      for (const Access& read : cell.reads) {
+        if (!comes_before(read, access, address, moment)) {
+          report("write after read", address, read, access, moment);
+        }
+      }
+      cell = {access, {}, on_its_way};
+      continue;
+    }
+    if (cell.on_its_way && cell.write.block == moment.block) {
+      report("read before its copy arrives", address, cell.write, access, moment);
+    }
+    // Of the reads that this one does not come after, two tell all: any third thread that writes
+    // has one of another thread before it, and of another warp, if there is one.
+    Access(&reads)[2] = cell.reads;
+    if (comes_before(reads[0], access, address, moment)) {
+      reads[0] = access;
+    } else if (comes_before(reads[1], access, address, moment) || share_warp(reads[0], reads[1])) {
+      reads[1] = access;
+    }
+  }
+}
+
+const bool listening = [] {
+  const auto left = [](const void* to, std::size_t bytes) { look(to, bytes, true, to, true); };
+  const auto arrived = [](const void* to, std::size_t bytes) { look(to, bytes, true, to); };
+  emulation::listen({left, arrived});
+  return true;
+}();
+
+}  // namespace
+
+#define CALLER __builtin_return_address(0)
+#define ACCESSES(bytes)                                                                   \
+  void __tsan_read##bytes(void* at) { look(at, bytes, false, CALLER); }                   \
+  void __tsan_write##bytes(void* at) { look(at, bytes, true, CALLER); }                   \
+  void __tsan_unaligned_read##bytes(void* at) { look(at, bytes, false, CALLER); }         \
+  void __tsan_unaligned_write##bytes(void* at) { look(at, bytes, true, CALLER); }
+
+extern "C" {
+ACCESSES(1)
+ACCESSES(2)
+ACCESSES(4)
+ACCESSES(8)
+ACCESSES(16)
+void __tsan_read_range(void* at, std::size_t bytes) { look(at, bytes, false, CALLER); }
+void __tsan_write_range(void* at, std::size_t bytes) { look(at, bytes, true, CALLER); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+
+// In the objects of kernels these stand for memcpy and memset.
+void* watched_memcpy(void* to, const void* from, std::size_t bytes) {
+  look(from, bytes, false, CALLER);
+  look(to, bytes, true, CALLER);
+  return std::memcpy(to, from, bytes);
+}
+void* watched_memset(void* to, int value, std::size_t bytes) {
+  look(to, bytes, true, CALLER);
+  return std::memset(to, value, bytes);
+}
+}
