@@ -389,7 +389,7 @@ FASTGEN_FORMULA void normals(const Key& key, std::int64_t group, float (&values)
 //   deviation      e^h
 //   growth         e^h - 1
 //   excess         e^h - 1 - h, without cancellation where l is small
-// e^r - 1 = r + r^2 E(r), with an error of 2^-26 of it. NaN goes through. h is held within
+// e^r - 1 = r + r^2 E(r), with an error of 2^-26 of it. NaN goes through. In e^h, h is held within
 // [-87, 88.3], where 2^n is a float32; there e^l has left float32 on both sides.
 struct Exponentials {
   float deviation;
@@ -397,22 +397,31 @@ struct Exponentials {
   float excess;
 };
 
-// max(low, min(x, high)), but NaN where x is.
-FASTGEN_FORMULA float clamp_number(float x, float low, float high) {
+// min(x, high) and max(x, low), but NaN where x is.
+FASTGEN_FORMULA float at_most(float x, float high) {
 #if defined(__CUDA_ARCH__)
   float result;
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(high));
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(result), "f"(low));
   return result;
 #else
-  const float below = high < x ? high : x;  // in this order CPUs have it as one instruction
-  return low > below ? low : below;
+  return high < x ? high : x;  // in this order CPUs have it as one instruction
+#endif
+}
+
+FASTGEN_FORMULA float at_least(float x, float low) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(low));
+  return result;
+#else
+  return low > x ? low : x;
 #endif
 }
 
 FASTGEN_FORMULA Exponentials exponentials(float logvar) {
   constexpr float kRound = 0x1.8p23f;
-  const float h = clamp_number(0.5f * logvar, -87.0f, 88.3f);
+  const float half = at_most(0.5f * logvar, 88.3f);
+  const float h = at_least(half, -87.0f);
   const float shifted = multiply_add(h, 0x1.715476p+0f, kRound);
   const float n = shifted - kRound;
   const float power = float_of((bits_of(shifted) << 23) + 0x3f800000u);  // 2^n
@@ -427,7 +436,7 @@ FASTGEN_FORMULA Exponentials exponentials(float logvar) {
   const float p = r + rest;
   const float below = power - 1.0f;
   return {multiply_add(p, power, power), multiply_add(p, power, below),
-          multiply_add(rest, power, multiply_add(r, power, below) - h)};
+          multiply_add(rest, power, multiply_add(r, power, below) - half)};
 }
 
 FASTGEN_FORMULA float standard_deviation(float logvar) { return exponentials(logvar).deviation; }
