@@ -15,7 +15,8 @@ class WeightAverage:
     .. math:: a_0 = w_0, \qquad a_t = \beta_t a_{t-1} + (1 - \beta_t) w_t
 
     A generator's weights circle around a good point; their average lies nearer to it. Parameters
-    are averaged, buffers copied.
+    are averaged, buffers copied. Averages of bfloat16 and float16 weights are float32: in 16 bits
+    a thousandth of a difference is lost beside what it is added to.
 
     With `warm_up`, beta_t = min(decay, (1 + t) / (10 + t)): the average then spans about the last
     tenth of the training so far until `decay` is reached, instead of remembering the untrained
@@ -55,17 +56,18 @@ class WeightAverage:
         self._parameters = {self._names[each][0]: each for each in parameters.values()}
         self._buffers = {self._names[each][0]: each for each in buffers.values()}
         self.weights: dict[str, Tensor] = {}
+        averaged = set(self._parameters.values())
         for tensor, tied in self._names.items():
-            self.weights.update(dict.fromkeys(tied, tensor.detach().clone()))
+            dtype = _wide(tensor.dtype) if tensor in averaged else tensor.dtype
+            mean = tensor.detach().to(dtype, copy=True)
+            self.weights.update(dict.fromkeys(tied, mean))
         self._kinds = list(
             dict.fromkeys((each.dtype, each.device) for each in self._parameters.values())
         )
         # 1 - beta_t lies on the device, so that a CUDA graph does not freeze it; in float64 where
         # the weights are.
         self._share = {
-            (dtype, device): torch.zeros(
-                (), dtype=torch.promote_types(dtype.to_real(), torch.float32), device=device
-            )
+            (dtype, device): torch.zeros((), dtype=_wide(dtype.to_real()), device=device)
             for dtype, device in self._kinds
         }
         self._decay: float | None = None
@@ -97,12 +99,15 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model computes with the averaged weights inside; nothing is copied."""
-        self._swap()
+        """The model computes with the averaged weights inside; only 16-bit ones are copied."""
+        own = {tensor: tensor.data for tensor in self._names}
         try:
+            for tensor, names in self._names.items():
+                tensor.data = self.weights[names[0]].to(tensor.dtype)
             yield
         finally:
-            self._swap()
+            for tensor, data in own.items():
+                tensor.data = data
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take the averages of a checkpoint.
@@ -115,8 +120,6 @@ class WeightAverage:
         for name, average in self.weights.items():
             average.copy_(weights[name])
 
-    def _swap(self) -> None:
-        for tensor, names in self._names.items():
-            own = tensor.data
-            tensor.data = self.weights[names[0]]
-            self.weights.update(dict.fromkeys(names, own))
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -75,6 +75,25 @@ def test_the_model_computes_with_the_average_inside_and_with_its_own_weights_out
     assert torch.equal(mean.weights["averaged.weight"], own + 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averages_of_16_bit_weights_follow_small_differences(dtype: torch.dtype) -> None:
+    model, expected = Pair(), 1.0
+    model.averaged.to(dtype)
+    mean = average(model, 0.999, warm_up=False)
+    nn.init.constant_(model.averaged.weight, 1.5)
+    for n in range(1, 1001):
+        mean.update(n)
+        expected = 0.999 * expected + 0.001 * 1.5
+    own = model.averaged.weight.detach().clone()
+    torch.testing.assert_close(
+        mean.weights["averaged.weight"], torch.full((3,), expected), rtol=1e-5, atol=0
+    )
+    with mean.applied():
+        inside = model.averaged.weight.detach()
+        torch.testing.assert_close(inside, torch.full((3,), expected).to(dtype))
+    assert torch.equal(model.averaged.weight.detach(), own)
+
+
 class Tied(nn.Module):
     """One weight under three names, in two averaged modules."""
 
