@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import log
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from .autoencoder import checked_code
-from .scores import at_least_float32
+from .scores import HALF_PRECISIONS, at_least_float32
 
 
 class FixedSigma(nn.Module):
@@ -57,7 +58,8 @@ class OptimalSigma(nn.Module):
     In training mode that of the batch, as a constant: there the batch's likelihood is level in
     sigma, so the networks' gradient is the same as if sigma were differentiated too. In evaluation
     mode a running estimate, kept in two buffers: a mean of the training batches in which each older
-    batch counts 0.99 of the next, and the weight gathered. Before any training it is 1.
+    batch counts 0.99 of the next, and the weight gathered. Before any training it is 1. The buffers
+    stay float32 in a model of 16-bit weights, where a hundredth of a difference would be lost.
     """
 
     decay = 0.99
@@ -75,14 +77,25 @@ class OptimalSigma(nn.Module):
         error = squared_error.detach()
         self.running_squared_error.lerp_(error.to(self.running_squared_error.dtype), 1 - self.decay)
         self.running_weight.lerp_(torch.ones_like(self.running_weight), 1 - self.decay)
-        # A perfect reconstruction has an infinite density; the smallest normal number keeps it
-        # finite.
-        return error.clamp_min(torch.finfo(error.dtype).tiny)
+        return _positive_variance(error)
 
     def variance(self, like: Tensor) -> Tensor:
         weight = at_least_float32(self.running_weight)
         error = at_least_float32(self.running_squared_error)
-        return torch.where(weight > 0, error / weight, 1.0)
+        return _positive_variance(torch.where(weight > 0, error / weight, 1.0))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def apply(buffer: Tensor) -> Tensor:
+            result = fn(buffer)
+            return buffer.to(result.device) if result.dtype in HALF_PRECISIONS else result
+
+        super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def _positive_variance(squared_error: Tensor) -> Tensor:
+    # A perfect reconstruction has an infinite density; the smallest normal number keeps it finite.
+    return squared_error.clamp_min(torch.finfo(squared_error.dtype).tiny)
 
 
 class AmortizedTau(nn.Module):

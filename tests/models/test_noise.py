@@ -46,10 +46,24 @@ def test_the_optimal_sigma_is_the_batch_in_training_and_a_running_mean_in_evalua
     torch.testing.assert_close(copy(torch.tensor(9.0)), expected)
 
 
-def test_the_optimal_sigma_of_a_perfect_reconstruction_is_positive() -> None:
-    variance = OptimalSigma()(torch.zeros(()))
+@pytest.mark.parametrize("training", [True, False])
+def test_the_optimal_sigma_of_a_perfect_reconstruction_is_positive(training: bool) -> None:
+    sigma = OptimalSigma()
+    sigma(torch.zeros(()))
+    variance = sigma.train(training)(torch.zeros(()))
     assert variance > 0
     assert variance.log().isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_running_mean_of_a_16_bit_model_follows_small_differences(dtype: torch.dtype) -> None:
+    sigma, exact = OptimalSigma().to(dtype), OptimalSigma().double()
+    for error in [torch.tensor(0.5)] * 300 + [torch.tensor(0.1)] * 900:
+        sigma(error)
+        exact(error.double())
+    like = torch.zeros(())
+    expected = exact.variance(like).float()
+    torch.testing.assert_close(sigma.variance(like), expected, rtol=1e-4, atol=0)
 
 
 def test_the_optimal_sigma_takes_no_gradient() -> None:
