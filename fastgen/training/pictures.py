@@ -81,20 +81,29 @@ def interpolations(model: DrawsImages, count: int, *, seed: int) -> Tensor:
 
 
 def spherical_path(start: Tensor, end: Tensor, points: int) -> Tensor:
-    r"""Points from z_0 to z_1 along a great arc [Shoemake 1985]:
+    r"""Points from z_0 to z_1, their directions u along a great arc [Shoemake 1985]:
 
-    .. math:: z_t = \frac{\sin((1 - t) \omega)}{\sin \omega} z_0 + \frac{\sin(t \omega)}{\sin
-              \omega} z_1, \qquad \cos \omega = \frac{z_0 \cdot z_1}{|z_0| |z_1|}
+    .. math:: z_t = \big((1 - t) |z_0| + t |z_1|\big)
+              \frac{\sin((1 - t) \omega)\, u_0 + \sin(t \omega)\, u_1}{\sin \omega}, \qquad
+              u_i = \frac{z_i}{|z_i|}, \quad \cos \omega = u_0 \cdot u_1
 
     N(0, I) in d dimensions lives near a sphere of radius sqrt(d): a straight line would leave it
     and pass through latents that the model has never seen. Shape (points, \*start.shape).
     """
-    cosine = torch.cosine_similarity(start.flatten(), end.flatten(), dim=0)
-    # On one ray the formula is 0 / 0, and the arc a line; a small angle computes just that.
-    omega = cosine.clamp(-1, 1).arccos().clamp(1e-3, pi - 1e-3)
+    lengths = [z.norm() for z in (start, end)]
+    # A latent of 0 has no direction; whatever stands for it is multiplied by 0 at that end.
+    first, last = (
+        z / length.clamp_min(torch.finfo(z.dtype).tiny)
+        for z, length in zip((start, end), lengths, strict=True)
+    )
+    # On one ray the formula is 0 / 0, and the arc a line; a small angle computes just that. So does
+    # one short of pi for opposite ends, between which there are many arcs: the line through 0.
+    omega = (first * last).sum().clamp(-1, 1).arccos().clamp(1e-3, pi - 1e-3)
     t = torch.linspace(0, 1, points, device=start.device, dtype=start.dtype)
     t = t.view(-1, *[1] * start.dim())
-    return (((1 - t) * omega).sin() * start + (t * omega).sin() * end) / omega.sin()
+    direction = (((1 - t) * omega).sin() * first + (t * omega).sin() * last) / omega.sin()
+    path: Tensor = ((1 - t) * lengths[0] + t * lengths[1]) * direction
+    return path
 
 
 def tiles(images: Tensor, columns: int = COLUMNS) -> Picture:

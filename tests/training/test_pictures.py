@@ -66,6 +66,18 @@ def test_a_path_between_latents_on_one_line_stays_finite(factor: float) -> None:
     torch.testing.assert_close(path[-1], factor * start)
 
 
+@pytest.mark.parametrize("latent_dim", [1, 2, 3])
+def test_a_path_between_unlike_latents_stays_between_their_lengths(latent_dim: int) -> None:
+    for start, end in torch.randn(200, 2, latent_dim, dtype=torch.float64):
+        path = spherical_path(start, end, 9)
+        longest = torch.maximum(start.norm(), end.norm())
+        assert (path.norm(dim=1) <= longest * (1 + 1e-9)).all()
+        torch.testing.assert_close(path[[0, -1]], torch.stack((start, end)))
+        if latent_dim > 1:  # in one dimension opposite latents have only the line through 0
+            expected = torch.lerp(start.norm(), end.norm(), torch.linspace(0, 1, 9).double())
+            torch.testing.assert_close(path.norm(dim=1), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_interpolations_start_and_end_at_samples_of_the_model(digits: Splits) -> None:
     model = models(digits)["vae"]()
     rows = interpolations(model, 12, seed=3)  # type: ignore[arg-type]
