@@ -124,11 +124,12 @@ def _vae(model: Model, splits: Splits, cache: Path, say: Callable[[str], None]) 
     log_likelihood = _mean(
         model.log_likelihood(x, LIKELIHOOD_SAMPLES) for x in _batches(splits.held_out, model)
     )
+    dimensions = int(np.prod(splits.held_out.image_shape))
     return {
         "elbo": elbo,
         "log_likelihood": log_likelihood,
-        "elbo_bits_per_dim": float(model.bits_per_dim(elbo)),
-        "log_likelihood_bits_per_dim": float(model.bits_per_dim(log_likelihood)),
+        "elbo_bits_per_dim": model.bits_per_dim(elbo, dimensions=dimensions),
+        "log_likelihood_bits_per_dim": model.bits_per_dim(log_likelihood, dimensions=dimensions),
         "sigma": float(model.sigma),
         **_squared_error(model, splits.held_out),
         "images": len(splits.held_out),

@@ -31,9 +31,7 @@ class Half(nn.Module):
 
 
 class Mirror(nn.Module):
-    """An image from its left half; one weight, so that the model has a device."""
-
-    image_shape = (1, 8, 8)
+    """An image from its left half; one weight, so that the model has a device, and no shape."""
 
     def __init__(self) -> None:
         super().__init__()
