@@ -186,10 +186,12 @@ class VAE(GenerativeModel):
         for done in range(0, samples, at_once):
             k = min(at_once, samples - done)
             xs, mus, logvars = _repeat(x, k), _repeat(mu, k), _repeat(logvar, k)
-            z = reparameterize(mus, logvars)
+            # By itself: of a narrow q the sum mu + noise keeps no digit of the noise.
+            noise = reparameterize(torch.zeros_like(mus), logvars)
+            z = mus + noise
             log_p = log_normal(squared_errors(xs, self.decode(z)), variance, dimensions)
             # log p(z) - log q(z | x) per latent dimension; the constants cancel.
-            log_ratio = ((z - mus).square() * (-logvars).exp() + logvars - z.square()) / 2
+            log_ratio = ((noise * (-logvars / 2).exp()).square() + logvars - z.square()) / 2
             log_weight = log_p + log_ratio.flatten(1).sum(1)
             total = torch.logaddexp(total, log_weight.view(k, len(x)).logsumexp(0))
         return total - log(samples)

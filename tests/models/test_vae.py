@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from math import log
+from math import log, pi
 
 import numpy as np
 import pytest
@@ -119,6 +119,23 @@ def test_importance_weights_reach_the_likelihood_from_a_wrong_posterior(
     x = torch.randn(n, 1, dtype=torch.float64)
     estimate = model.log_likelihood(x, samples=samples)
     torch.testing.assert_close(estimate, exact_line(x), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("logvar", [-10.0, -30.0, -40.0, -150.0])
+def test_importance_weights_keep_the_noise_of_a_narrow_posterior(logvar: float) -> None:
+    """In float32 mu + noise is mu from a logvar of about -36 on."""
+    k = 64
+
+    class Narrow(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.full((len(x), k), 3.25), torch.full((len(x), k), logvar)
+
+    model, x = VAE(Narrow(), Line(0.0), latent_dim=k, sigma=1.0), torch.zeros(500, k)
+    # Of one weight the mean is the ELBO, and the deviation that of sum(e^2) / 2.
+    elbo = -k / 2 * (log(2 * pi) + 3.25**2 - 1 - logvar)
+    error = model.log_likelihood(x, samples=1).double() - elbo
+    assert abs(error.mean().item()) < 4 * (k / 2 / len(x)) ** 0.5
+    assert error.std().item() == pytest.approx((k / 2) ** 0.5, rel=0.15)
 
 
 def test_importance_samples_are_decoded_in_bounded_portions(
