@@ -35,7 +35,8 @@ def precision_recall(real: Features, fake: Features, k: int = 3) -> PrecisionRec
 
     All N M d distances are computed, in blocks of 32 MiB. They come from inner products, in
     float64 around the mean of ``real``; what lies within their rounding error of a surface
-    (relative 1e-13 or so) counts as on it, so that exact copies are inside balls of radius 0.
+    (1e-13 or so of the squares of radius and center) counts as on it, so that exact copies are
+    inside balls of radius 0.
 
     Args:
         real: (N, d) with N > k, tensor or array.
@@ -57,12 +58,19 @@ def precision_recall(real: Features, fake: Features, k: int = 3) -> PrecisionRec
         )
     center = real.mean(dim=0)
     real, fake = real - center, fake - center
-    real_reach = _squared_radii(real, k) + _rounding(real, fake)
-    fake_reach = _squared_radii(fake, k) + _rounding(real, fake)
     return PrecisionRecall(
-        precision=_share_inside(fake, real, real_reach),
-        recall=_share_inside(real, fake, fake_reach),
+        precision=_share_inside(fake, real, _squared_reach(real, k)),
+        recall=_share_inside(real, fake, _squared_reach(fake, k)),
     )
+
+
+def _squared_reach(points: Tensor, k: int) -> Tensor:
+    # |a|^2 + |b|^2 - 2 a.b sums d products of at most the larger squared norm, thrice; a radius and
+    # a distance are each off by as much. What is near a ball's surface has a squared norm of at
+    # most 2 (|center|^2 + radius^2). A bound for all balls would let one far point swell them.
+    radii = _squared_radii(points, k)
+    eps = torch.finfo(torch.float64).eps
+    return radii + 16 * (points.shape[1] + 2) * eps * (points.square().sum(dim=1) + radii)
 
 
 def _squared_radii(points: Tensor, k: int) -> Tensor:
@@ -82,10 +90,3 @@ def _squared_distances(points: Tensor, centers: Tensor) -> Iterator[Tensor]:
     for rows in torch.split(points, max(1, _BLOCK // len(centers))):
         row_norms = rows.square().sum(dim=1, keepdim=True)
         yield torch.addmm(row_norms + center_norms, rows, centers.T, alpha=-2)
-
-
-def _rounding(real: Tensor, fake: Tensor) -> Tensor:
-    # |a|^2 + |b|^2 - 2 a.b sums d products of at most the largest squared norm, thrice; a radius
-    # and a distance are each off by as much.
-    largest = torch.maximum(real.square().sum(dim=1).max(), fake.square().sum(dim=1).max())
-    return 8 * (real.shape[1] + 2) * torch.finfo(torch.float64).eps * largest

@@ -96,6 +96,14 @@ def test_moving_both_sets_changes_nothing(offset: float) -> None:
     assert precision_recall(a + offset, b + offset) == precision_recall(a, b)
 
 
+def test_one_far_sample_leaves_the_balls_of_the_others_alone() -> None:
+    real, fake = normal(60, 8, 21), 2 * normal(60, 8, 22) + 4
+    fake[0] = 1e7
+    recall = inside_balls(real.numpy(), fake.numpy(), 3)
+    assert 0 < recall < 0.7
+    assert precision_recall(real, fake).recall == recall
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the number of elements of the largest tensor that an operation makes."""
 
