@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .features import Features, as_feature_pair
 
+_SMALLEST, _EPS = torch.finfo(torch.float64).tiny, torch.finfo(torch.float64).eps
+
 
 def wasserstein_distance(x: Features, y: Features, p: float = 1) -> float:
     """Return the exact p-Wasserstein distance between two sets of N samples.
@@ -33,16 +35,23 @@ def wasserstein_distance(x: Features, y: Features, p: float = 1) -> float:
         The distance, in units of the features.
 
     Raises:
-        ValueError: when the sizes or dimensions differ, p < 1, p infinite, NaN or infinity.
+        ValueError: when the sizes or dimensions differ, p < 1, p infinite or so large that powers
+            of the distances are lost beside each other, NaN or infinity.
         ImportError: when d > 1 and SciPy is not installed.
     """
     x, y = _equally_many(x, y, p)
     if x.shape[1] == 1:
-        return float(_sorted_cost(x, y, p).pow(1 / p))
+        return _power_mean(_sorted_distances(x, y), p)
 
-    cost = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").pow(p).cpu()
-    rows, columns = _assignment(cost)
-    return float(cost[rows, columns].mean().pow(1 / p))
+    distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").cpu()
+    cost = (distances / distances.max().clamp_min(_SMALLEST)).pow(p)
+    plan = _assignment(cost)
+    if cost[plan].max() < _SMALLEST / _EPS and distances[plan].max() > 0:
+        raise ValueError(
+            f"p is too large for these distances (got {p}): those of the optimal plan, to the "
+            "power of p, are lost beside the largest one; a smaller p keeps them"
+        )
+    return _power_mean(distances[plan], p)
 
 
 def sliced_wasserstein_distance(
@@ -81,7 +90,7 @@ def sliced_wasserstein_distance(
     shape = (x.shape[1], projections)
     directions = torch.randn(shape, generator=generator, dtype=torch.float64).to(x.device)
     directions = directions / directions.norm(dim=0)
-    return float(_sorted_cost(x @ directions, y @ directions, p).mean().pow(1 / p))
+    return _power_mean(_sorted_distances(x @ directions, y @ directions), p)
 
 
 def _equally_many(x: Features, y: Features, p: float) -> tuple[Tensor, Tensor]:
@@ -98,9 +107,16 @@ def _equally_many(x: Features, y: Features, p: float) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _sorted_cost(x: Tensor, y: Tensor, p: float) -> Tensor:
-    """Cost of the optimal one-dimensional plan, for every column."""
-    return (x.sort(dim=0).values - y.sort(dim=0).values).abs().pow(p).mean(dim=0)
+def _sorted_distances(x: Tensor, y: Tensor) -> Tensor:
+    """What the optimal one-dimensional plan moves by, for every column."""
+    return (x.sort(dim=0).values - y.sort(dim=0).values).abs()
+
+
+def _power_mean(distances: Tensor, p: float) -> float:
+    # In units of the largest one: a power of it alone may leave float64 on either side.
+    largest = distances.max()
+    shares = distances / largest.clamp_min(_SMALLEST)
+    return float(largest * shares.pow(p).mean().pow(1 / p))
 
 
 def _assignment(cost: Tensor) -> tuple[Tensor, Tensor]:

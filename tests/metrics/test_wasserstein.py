@@ -122,6 +122,24 @@ def test_sliced_distance_is_a_lower_bound_and_a_function_of_its_seed() -> None:
     assert sliced != sliced_wasserstein_distance(x, y, seed=0)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+@pytest.mark.parametrize("d", [1, 2])
+def test_powers_that_leave_float64_are_no_part_of_the_result(d: int, scale: float) -> None:
+    """A shift by m costs |m| for every p; 0.001^400 is 0 in float64 and 30^400 infinite."""
+    x, shift = scale / 10 * normal(20, d, 17), scale * torch.eye(d, dtype=torch.float64)[0]
+    assert wasserstein_distance(x, x + shift, p=400) == pytest.approx(scale, rel=1e-9)
+    one = x[:, :1], (x + shift)[:, :1]
+    assert sliced_wasserstein_distance(*one, p=400) == pytest.approx(scale, rel=1e-9)
+    assert wasserstein_distance(x, x, p=400) == 0
+
+
+def test_an_order_that_loses_the_plan_beside_the_largest_distance_is_refused() -> None:
+    x = torch.tensor([[0.0, 0.0], [1000.0, 0.0]], dtype=torch.float64)
+    assert wasserstein_distance(x, x + 0.1, p=20) == pytest.approx(0.1 * 2**0.5)
+    with pytest.raises(ValueError, match=r"p is too large for these distances \(got 400\)"):
+        wasserstein_distance(x, x + 0.1, p=400)
+
+
 def test_without_scipy_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     assert wasserstein_distance(normal(5, 1, 17), normal(5, 1, 18)) > 0
