@@ -71,7 +71,14 @@ class FiniteWatch:
     @torch.no_grad()
     def look(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
         """Look at one loss and its gradients: the part of `record` for the device alone."""
-        size = get_total_norm([gradient for gradient in gradients if gradient is not None])
+        # In float16 the norm of numbers that are finite may be infinite.
+        size = get_total_norm(
+            [
+                gradient.float() if gradient.dtype == torch.float16 else gradient
+                for gradient in gradients
+                if gradient is not None
+            ]
+        )
         # Three kernels, where two `isfinite` are nine. NaN is not below infinity either.
         finite = size.add(loss.detach().abs()) < torch.inf
         place = torch.where(finite, self._nowhere, self._count)

@@ -134,3 +134,15 @@ def test_on_a_device_that_is_not_waited_for_the_first_bad_moment_is_found_later(
     watch.record(Moment(4, 0, 0), bad, gradients)
     assert watch.first() == Moment(3, 1, 2)
     assert watch.first() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_large_gradients_are_finite_also_where_their_norm_leaves_their_dtype(
+    dtype: torch.dtype,
+) -> None:
+    watch, large = FiniteWatch(torch.device("cpu")), torch.full((100, 100), 6e4, dtype=dtype)
+    watch.record(Moment(0, 0, 0), torch.tensor(1.0), [large, None])
+    assert watch.first() is None
+    large[3, 4] = torch.inf
+    watch.record(Moment(1, 0, 0), torch.tensor(1.0), [large])
+    assert watch.first() == Moment(1, 0, 0)
