@@ -136,7 +136,8 @@ def parse_terms(
     terms: dict[str, float | None] = {}
     for term in [] if text == "none" else text.replace("_", "-").split(","):
         name, colon, number = term.strip().partition(":")
-        if name not in known or (colon and known[name] is None) or (terms and not several):
+        meant = name in known and name not in terms and not (colon and known[name] is None)
+        if not meant or (terms and not several):
             raise ConfigError(
                 f"--regularizer must be {term_forms(known, several=several)} (got {text!r})"
             )
@@ -153,11 +154,17 @@ def spell_terms(known: Mapping[str, float | None], *, several: bool) -> Callable
     def spell(text: str) -> str:
         terms = parse_terms(text, known, several=several)
         spelled = [
-            name if number is None else f"{name}:{number:g}" for name, number in terms.items()
+            name if number is None else f"{name}:{_shortest(number)}"
+            for name, number in terms.items()
         ]
         return ",".join(spelled) or "none"
 
     return spell
+
+
+def _shortest(number: float) -> str:
+    short = f"{number:g}"  # six digits
+    return short if float(short) == number else repr(number)
 
 
 def spell_loss(text: str) -> str:

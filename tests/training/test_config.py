@@ -76,6 +76,7 @@ def test_regularizers_of_a_wgan(text: str, spelled: str, built: Regularizer) -> 
         ("r1:0.1", "r1:0.1", 0.1, 0),
         ("r2:3", "r2:3", 0, 3),
         ("r1:1, r2:0.5", "r1:1,r2:0.5", 1, 0.5),
+        ("r1:0.12345678,r2:1234567.5", "r1:0.12345678,r2:1234567.5", 0.12345678, 1234567.5),
         ("none", "none", 0, 0),
     ],
 )
@@ -95,6 +96,7 @@ def test_penalties_of_a_gan(text: str, spelled: str, r1: float, r2: float) -> No
         ("classifier", {"latent_dim": 3}, "it is for gan, wgan, autoencoder, vae"),
         ("gan", {"loss": "lsgan"}, "--loss must be one of non-saturating, minimax, hinge, rel"),
         ("gan", {"regularizer": "gradient-penalty"}, r"must be none, r1:1, r2:1 or several"),
+        ("gan", {"regularizer": "r1:1,r1:2"}, r"--regularizer must be"),
         ("wgan", {"regularizer": "r1:1"}, r"must be none, gradient-penalty:10, weight-clip"),
         ("wgan", {"regularizer": "gradient-penalty,weight-clipping"}, r"--regularizer must be"),
         ("wgan", {"regularizer": "spectral-norm:3"}, r"--regularizer must be"),
