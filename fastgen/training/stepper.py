@@ -58,6 +58,12 @@ class Stepper:
         self._dtype, self._run_phases, self._average = dtype, UPDATES[updates], average
         self._augment, self._processes = augment, processes
         self.phases = model.phases()
+        for phase in self.phases:
+            if not phase.parameters:
+                raise ValueError(
+                    f"phase {phase.name!r} has nothing to train: no parameter of it requires a "
+                    "gradient; unfreeze some, or leave the phase out of the model's phases()"
+                )
         self.optimizers = [optimizer(phase.parameters) for phase in self.phases]
         self._casts = [Casts(phase.parameters) for phase in self.phases]
         self._casts_are_shared = device.type != "cpu"

@@ -418,6 +418,13 @@ def test_what_is_no_model_or_no_data_is_refused_by_name(digits: Splits) -> None:
         Trainer(Regression(), torch.zeros(4, 1, 8, 8))  # type: ignore[arg-type]
 
 
+def test_a_phase_whose_network_is_frozen_is_refused_by_name(digits: Splits) -> None:
+    model = models(digits)["gan"]()
+    model.generator.requires_grad_(False)
+    with pytest.raises(ValueError, match="phase 'generator' has nothing to train"):
+        Trainer(model, digits.train, progress=False)
+
+
 def test_simultaneous_updates_of_phases_that_repeat_are_refused(digits: Splits) -> None:
     with pytest.raises(ValueError, match="critic 2, generator 1"):
         Trainer(models(digits)["wgan"](), digits.train, updates="simultaneous")
