@@ -18,10 +18,13 @@ class AffineJitter:
     steps). Numbers are drawn from torch's default generator on the
     images' device, so inside a training step they are a function of (seed, step).
 
+    The result is what a window of the image's size shows that was turned, scaled and moved over it.
+
     Args:
-        rotation: at most this angle to either side, in radians.
-        scale: at most this share larger or smaller.
-        shift: at most this share of the side, along each axis.
+        rotation: of the window, at most this angle to either side, in radians.
+        scale: the window is at most this share larger or smaller, which makes what it shows
+            1 / (1 + scale) to 1 / (1 - scale) times as large; below 1.
+        shift: the window's center moves by at most this share of the side, along each axis.
 
     Shape:
         float images (N, C, H, W) -> the same shape, dtype and layout; what comes in from outside

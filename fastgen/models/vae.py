@@ -124,8 +124,9 @@ class VAE(GenerativeModel):
 
         On the scale [-1, 1] a pixel k of 0 ... 255 stands at k / 127.5 - 1 and owns a cell of width
         1 / 127.5, so the probability of an image is its density times 127.5^-D, and -log2 of it per
-        dimension is -nats / (D log 2) + log2(127.5). `dimensions` D is taken from
-        ``decoder.image_shape`` where the decoder has one.
+        dimension is -nats / (D log 2) + log2(127.5). That takes the density for even within a cell;
+        where sigma is far below 1 / 127.5 it is not, and the bits are too few, even below 0.
+        `dimensions` D is taken from ``decoder.image_shape`` where the decoder has one.
         """
         if dimensions is None:
             image_shape = getattr(self.decoder, "image_shape", None)

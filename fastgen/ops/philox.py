@@ -1,9 +1,8 @@
 """Philox4x32-10 and Box-Muller in PyTorch integers: the noise that every backend reproduces.
 
 The generator is a function of a 64-bit key and a 128-bit counter [Salmon, Moraes, Dror, Shaw,
-"Parallel
-Random Numbers: As Easy as 1, 2, 3", SC 2011]. Element i of a tensor (in row-major order of its
-    shape, whatever its layout) takes word i mod 4 of counter (i div 4, 0) under the key `seed`:
+"Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011]. Element i of a tensor (in row-major order
+of its shape, whatever its layout) takes word i mod 4 of counter (i div 4, 0) under the key `seed`:
 
     words 0, 1 -> u, v = (word + 1/2) / 2^32 in float32
     elements 0, 1 -> sqrt(-2 log u) cos(2 pi v), sqrt(-2 log u) sin(2 pi v); words 2, 3 likewise
