@@ -63,6 +63,9 @@ def join() -> None:
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
     atexit.register(_leave)
+    # Through process 0 the others find each other: if it left first, because of settings that all
+    # are about to refuse, they would report a lost connection instead.
+    dist.all_reduce(torch.zeros(1))
 
 
 def _leave() -> None:
