@@ -5,7 +5,8 @@
 // stream is captured, which streams belong to a capture, what an event carries from one to the
 // other, where memory lies. Fresh memory is full of ones, which is NaN.
 //
-// FASTGEN_EMULATED_GPUS is the number of devices, 1 by default; each says that it is an H200.
+// FASTGEN_EMULATED_GPUS is the number of devices, 1 by default; each says that it is an H200, but
+// FASTGEN_EMULATED_MULTIPROCESSORS says how large.
 #include <cuda_runtime_api.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,7 +24,11 @@
 namespace {
 
 constexpr std::size_t kMemory = std::size_t{8} << 30;
-constexpr int kMultiprocessors = 132;
+
+int multiprocessors() {
+  const char* wanted = std::getenv("FASTGEN_EMULATED_MULTIPROCESSORS");
+  return wanted != nullptr ? std::atoi(wanted) : 132;
+}
 
 struct Capture {
   unsigned long long id;
@@ -216,7 +221,7 @@ EXPORT cudaError_t cudaDriverGetVersion(int* version) {
 EXPORT cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
 EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   static const std::map<cudaDeviceAttr, int> values = {
-      {cudaDevAttrMultiProcessorCount, kMultiprocessors},
+      {cudaDevAttrMultiProcessorCount, multiprocessors()},
       {cudaDevAttrComputeCapabilityMajor, 9},
       {cudaDevAttrComputeCapabilityMinor, 0},
       {cudaDevAttrWarpSize, 32},
@@ -234,7 +239,7 @@ EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   *p = {};
   std::snprintf(p->name, sizeof(p->name), "NVIDIA H200");
   p->major = 9;
-  p->multiProcessorCount = kMultiprocessors;
+  p->multiProcessorCount = multiprocessors();
   p->totalGlobalMem = kMemory;
   p->warpSize = 32;
   p->maxThreadsPerBlock = 1024;
