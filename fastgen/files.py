@@ -57,6 +57,19 @@ def _write_flushed(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def cache_folder() -> Path:
+    """Where fastgen keeps things for later: in ``XDG_CACHE_HOME``, by default ``~/.cache``.
+
+    Where neither is known, as to a user without a home folder, it is a path that nobody can make:
+    to write there is the OSError that it is in a folder which cannot be written.
+    """
+    configured, home = os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~")
+    # The XDG specification asks to ignore a relative path.
+    if os.path.isabs(configured):
+        return Path(configured) / "fastgen"
+    return Path(home if os.path.isabs(home) else os.devnull) / ".cache" / "fastgen"
+
+
 @contextmanager
 def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of a file, which is made if need be; it dies with the process.

@@ -50,6 +50,20 @@ def test_a_lock_is_waited_for_or_refused(tmp_path: Path) -> None:
     assert calls == ["busy"]
 
 
+def test_the_cache_lies_where_the_user_says_and_without_a_home_folder_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/fast")
+    assert files.cache_folder() == Path("/fast/fastgen")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/paths/do/not/count")
+    assert files.cache_folder() == Path("/home/ada/.cache/fastgen")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # what an unknown user meets
+    with pytest.raises(OSError, match="Not a directory"):
+        files.cache_folder().mkdir(parents=True)
+
+
 def full(descriptor: int) -> None:
     raise OSError(28, os.strerror(28))
 

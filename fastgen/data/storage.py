@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgen.files import cache_folder
+
 from .errors import DataError, reason
 
 MEMORY_VARIABLE = "FASTGEN_DATA_MEMORY"
@@ -89,7 +91,7 @@ def store(
             filled += len(chunk)
         return images, notes()
 
-    folder = _cache_folder()
+    folder = cache_folder()
     name = hashlib.blake2b(repr((_VERSION, shape, key)).encode(), digest_size=16).hexdigest()
     pixels = folder / f"{name}.npy"
     found = _open(pixels, shape)
@@ -106,13 +108,6 @@ def store(
         if found is None:
             raise DataError(f"{pixels} changed while it was read: run again")
     return found
-
-
-def _cache_folder() -> Path:
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification asks to ignore a relative path.
-    base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
-    return base / "fastgen"
 
 
 def _open(pixels: Path, shape: Shape) -> tuple[NDArray[np.uint8], Notes] | None:

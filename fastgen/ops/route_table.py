@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fastgen.files import replace_file
+from fastgen.files import cache_folder, replace_file
 from fastgen.version import __version__
 
 FORMAT = 1  # of the file; another format is measured again
@@ -94,10 +94,8 @@ def folder() -> Path:
     if "FASTGEN_CACHE" in os.environ:
         return Path(os.environ["FASTGEN_CACHE"]) / "routes"
     if sys.platform == "win32" and "LOCALAPPDATA" in os.environ:
-        base = Path(os.environ["LOCALAPPDATA"])
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "fastgen" / "routes"
+        return Path(os.environ["LOCALAPPDATA"]) / "fastgen" / "routes"
+    return cache_folder() / "routes"
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor
 
 from fastgen.data import ImageDataset, Splits, fingerprint, to_float, to_uint8
-from fastgen.files import locked
+from fastgen.files import cache_folder, locked
 from fastgen.metrics import frechet_distance, precision_recall
 from fastgen.models import GAN, VAE, WGAN, Autoencoder, Classifier, Model, evaluation
 
 from .checkpoint import (
     Checkpoint,
+    CheckpointError,
     DamagedCheckpoint,
     discard_damaged,
     read_checkpoint,
@@ -91,12 +91,7 @@ def evaluate(
         raise EvaluationError(f"{type(model).__name__} cannot be evaluated: only {known} can")
     with own_generators(_device(model)), evaluation(model):
         seed_generators(step_seed(0, 0), _device(model))
-        return measure(model, splits, cache or default_cache(), say)
-
-
-def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/fastgen``, which usually is ``~/.cache/fastgen``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastgen"
+        return measure(model, splits, cache or cache_folder(), say)
 
 
 def _classifier(model: Model, splits: Splits, cache: Path, say: Callable[[str], None]) -> Numbers:
@@ -183,7 +178,8 @@ def feature_classifier(
     """The classifier whose thought vectors are compared: trained once for each set of images.
 
     It lies in the cache as a checkpoint, under a digest of the images and the recipe. Of several
-    processes that look for it at one time one trains it, and the others wait.
+    processes that look for it at one time one trains it, and the others wait. Where the cache
+    cannot be written it is trained each time.
     """
     known = {**recipe._asdict(), "classes": dataset.classes, "data": fingerprint(dataset)}
     key = blake2b(repr(sorted(known.items())).encode(), digest_size=8).hexdigest()
@@ -197,15 +193,23 @@ def feature_classifier(
         def busy() -> None:
             say(f"waiting for another process, which is training the classifier {path}")
 
-        with locked(path.with_name(f".{key}.lock"), busy):
-            found = _whole(path)
-            if found is None:
-                say(f"training the classifier whose thought vectors are compared, once: {path}")
-                _train(classifier, dataset, device, recipe)
-                found = Checkpoint({"model": classifier.state_dict()}, {"recipe": known})
-                if path.exists():
-                    discard_damaged(path)
-                write_checkpoint(path, found)
+        def trained(where: str) -> Checkpoint:
+            say(f"training the classifier whose thought vectors are compared{where}")
+            _train(classifier, dataset, device, recipe)
+            return Checkpoint({"model": classifier.state_dict()}, {"recipe": known})
+
+        try:
+            with locked(path.with_name(f".{key}.lock"), busy):
+                found = _whole(path)
+                if found is None:
+                    found = trained(f", once: {path}")
+                    if path.exists():
+                        discard_damaged(path)
+                    write_checkpoint(path, found)
+        except (OSError, CheckpointError) as error:
+            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+            say(f"{why}; to keep it, set XDG_CACHE_HOME to a folder that can be written")
+            found = found or trained("")
     classifier.load_state_dict(found.tensors["model"])
     return classifier.to(device)
 

@@ -299,6 +299,16 @@ def test_tables_lie_in_the_users_cache_folder(monkeypatch, tmp_path):
     assert folder() == tmp_path / "fastgen" / "routes"
 
 
+def test_without_a_home_folder_nothing_is_kept(monkeypatch):
+    for name in ("FASTGEN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # what an unknown user meets
+    table = RouteTable(folder() / "table.json", {"device": "a"})
+    table.put("a call", Route("one", {"one": 1.0}))
+    assert list(table.routes) == ["a call"]
+    assert RouteTable(table.path, {"device": "a"}).routes == {}
+
+
 def test_every_pass_of_every_operation_has_a_plain_candidate():
     for operation, passes in routing.PASSES.items():
         for pass_ in passes:

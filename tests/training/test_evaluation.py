@@ -181,6 +181,22 @@ def test_of_two_that_want_a_feature_classifier_one_trains_it_and_the_other_waits
     assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
 
 
+def test_a_feature_classifier_that_cannot_be_kept_is_trained_all_the_same(
+    digits: Splits, tmp_path: Path
+) -> None:
+    recipe, device = FeatureRecipe(width=4, steps=2), torch.device("cpu")
+    said: list[str] = []
+    kept = feature_classifier(digits.train, device, tmp_path / "cache", recipe=recipe)
+    (tmp_path / "file").write_text("")
+    found = feature_classifier(digits.train, device, tmp_path / "file", said.append, recipe)
+    weights = kept.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in found.state_dict().items())
+    refused, training = said
+    assert refused.startswith(f"{tmp_path}/file/feature-classifiers: Not a directory; ")
+    assert "set XDG_CACHE_HOME" in refused
+    assert training == "training the classifier whose thought vectors are compared"
+
+
 def test_without_labels_a_gan_is_not_measured(digits: Splits, tmp_path: Path) -> None:
     bare = Splits(
         *(ImageDataset(np.ascontiguousarray(part.images), description="~/faces") for part in digits)
