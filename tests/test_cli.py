@@ -84,6 +84,23 @@ def test_runs_are_numbered_and_progress_goes_to_standard_error(tmp_path: Path) -
     assert "step 1/1" not in first.stdout
 
 
+def test_trainings_that_start_at_one_time_get_runs_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Trainer.fit
+
+    def start_another(trainer: Trainer, steps: int) -> Any:
+        monkeypatch.setattr(Trainer, "fit", fit)
+        train("vae", "--seed", 1)
+        return fit(trainer, steps)
+
+    monkeypatch.setattr(Trainer, "fit", start_another)
+    train("vae", "--seed", 0)
+    configs = sorted(tmp_path.glob("runs/*/config.json"))
+    assert [path.parent.name for path in configs] == ["0001-vae-digits", "0002-vae-digits"]
+    assert [json.loads(path.read_text())["settings"]["seed"] for path in configs] == [0, 1]
+
+
 def test_the_same_command_continues_a_run_and_more_steps_continue_a_finished_one(
     tmp_path: Path,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from fastgen.training.config import (
     term_forms,
     with_data,
 )
-from fastgen.training.run_folder import RunFolder, next_run
+from fastgen.training.run_folder import RunFolder, new_run, next_run
 from fastgen.training.text import columns
 
 from .failures import (
@@ -275,7 +276,7 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    with one_line_for_each_failure():
+    with one_line_for_each_failure(), ExitStack() as stack:
         from fastgen.data import AffineJitter
         from fastgen.training.processes import find_processes
         from fastgen.training.summary import describe
@@ -291,8 +292,10 @@ def train(
                 warn(f"skipped {path}: {reason}" for path, reason in splits.train.skipped)
                 if splits.train.left_out:
                     warn_line(splits.train.left_out)
-            # The others come by when the first has made the next one already.
-            folder = RunFolder(Path(processes.tell(str(run or next_run(RUNS, settings)))))
+            if run is None and processes.is_first:
+                make = nullcontext(next_run(RUNS, settings)) if dry_run else new_run(RUNS, settings)
+                run = stack.enter_context(make)
+            folder = RunFolder(Path(processes.tell(str(run))))
             with processes.gate():
                 description = ""
                 if processes.is_first:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,6 +177,27 @@ def next_run(folder: Path, settings: Settings) -> Path:
     numbers = [int(path.name[:4]) for path in folder.glob("[0-9][0-9][0-9][0-9]-*")]
     source = Path(settings["data"].partition(":")[0]).stem
     return folder / f"{max(numbers, default=0) + 1:04d}-{settings['model']}-{source}"
+
+
+@contextmanager
+def new_run(folder: Path, settings: Settings) -> Iterator[Path]:
+    """The next numbered run as an empty folder, so that no other process takes the same number.
+
+    It goes again if nothing is in it at the end.
+    """
+    made, existed = False, folder.is_dir()
+    while not made:
+        path = next_run(folder, settings)
+        with suppress(FileExistsError):  # another process was faster
+            path.mkdir(parents=True)
+            made = True
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.rmdir()
+            if not existed:
+                folder.rmdir()
 
 
 def as_json(settings: Settings) -> dict[str, Any]:

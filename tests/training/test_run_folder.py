@@ -14,7 +14,9 @@ from fastgen.training.run_folder import (
     Difference,
     FolderInUse,
     RunFolder,
+    Settings,
     differences,
+    new_run,
     next_run,
 )
 
@@ -126,6 +128,30 @@ def test_a_second_training_in_the_same_folder_is_refused_until_the_first_is_gone
     process.wait()
     with folder.locked():
         pass
+
+
+def test_a_new_run_has_a_number_of_its_own_and_goes_if_nothing_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"model": "gan", "data": "digits"}
+    runs = tmp_path / "runs"
+    with new_run(runs, settings) as one, new_run(runs, settings) as other:
+        assert [one.name, other.name] == ["0001-gan-digits", "0002-gan-digits"]
+        (other / "config.json").touch()
+    assert list(runs.iterdir()) == [other]
+
+    def another_is_faster(folder: Path, settings: Settings) -> Path:
+        monkeypatch.undo()
+        path = next_run(folder, settings)
+        path.mkdir()
+        return path
+
+    monkeypatch.setattr("fastgen.training.run_folder.next_run", another_is_faster)
+    with new_run(runs, settings) as path:
+        assert path.name == "0004-gan-digits"
+    with new_run(tmp_path / "none", settings):
+        pass
+    assert not (tmp_path / "none").exists()
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
