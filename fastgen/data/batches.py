@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dataset import ImageDataset
+from .dataset import ImageDataset, Splits
 from .pixels import to_float
 from .shuffling import permutation
 
@@ -49,6 +49,7 @@ class Batches:
 
     Raises:
         ValueError: for an empty dataset, or a batch_size, seed or index out of range.
+        TypeError: for what is no `ImageDataset`.
     """
 
     def __init__(
@@ -60,6 +61,10 @@ class Batches:
         device: torch.device | str = "cpu",
         channels_last: bool = True,
     ) -> None:
+        if not isinstance(dataset, ImageDataset):
+            hint = "; take its .train or .held_out" if isinstance(dataset, Splits) else ""
+            kind = type(dataset).__name__
+            raise TypeError(f"dataset must be a fastgen.data.ImageDataset (got {kind}{hint})")
         if len(dataset) == 0:
             raise ValueError("the dataset is empty: there is nothing to draw batches from")
         if batch_size < 1:

@@ -90,17 +90,31 @@ class ImageDataset:
 
     def gather(self, positions: ArrayLike) -> NDArray[np.uint8]:
         """The images at these positions of the set: a new uint8 array of shape (n, C, H, W)."""
-        rows = np.asarray(positions, dtype=np.int64)
+        rows = _positions(positions)
         return np.asarray(self.base[rows if self.indices is None else self.indices[rows]])
 
     def select(self, positions: ArrayLike) -> ImageDataset:
-        """The part of the set at these positions, in their order, over the same pixels."""
-        rows = np.asarray(positions, dtype=np.int64)
+        """The part of the set at these positions, in their order, over the same pixels.
+
+        ``select(np.flatnonzero(dataset.labels == 3))`` is one class.
+
+        Raises:
+            DataError: the positions are no whole numbers, but a mask for one.
+        """
+        rows = _positions(positions)
         return replace(
             self,
             indices=rows if self.indices is None else self.indices[rows],
             labels=None if self.labels is None else self.labels[rows],
         )
+
+
+def _positions(given: ArrayLike) -> NDArray[np.int64]:
+    positions = np.asarray(given)
+    if positions.size and positions.dtype.kind not in "iu":
+        remedy = "; numpy.flatnonzero(mask) makes them of a mask" * (positions.dtype == np.bool_)
+        raise DataError(f"positions must be whole numbers (got {positions.dtype}{remedy})")
+    return positions.astype(np.int64, copy=False)
 
 
 def _check_integers(name: str, values: NDArray[np.int64], count: int, limit: int) -> None:

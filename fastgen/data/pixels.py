@@ -17,8 +17,9 @@ def to_float(images: Tensor) -> Tensor:
         exactly. `to_uint8` gives the bytes back.
 
     Raises:
-        TypeError: for another dtype.
+        TypeError: for another dtype, or no tensor.
     """
+    _check_tensor(images)
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 (got {images.dtype}): floats are in [-1, 1] already")
     # A GPU divides by a number by multiplying with its inverse: both do, and their bits agree.
@@ -36,9 +37,16 @@ def to_uint8(images: Tensor) -> Tensor:
         uint8 tensor of the same shape, device and strides.
 
     Raises:
-        TypeError: for a dtype that is not floating point.
+        TypeError: for a dtype that is not floating point, or no tensor.
     """
+    _check_tensor(images)
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point in [-1, 1] (got {images.dtype})")
     scaled = (images.detach().to(torch.float32) + 1.0) * 127.5
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _check_tensor(images: object) -> None:
+    if not isinstance(images, Tensor):
+        remedy = ": torch.from_numpy makes one of an array"
+        raise TypeError(f"images must be a torch.Tensor (got {type(images).__name__}){remedy}")

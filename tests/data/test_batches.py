@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgen.data import Batches, ImageDataset
+from fastgen.data import Batches, ImageDataset, Splits
 
 COUNTS = st.integers(1, 60)
 SIZES = st.integers(1, 130)
@@ -132,6 +132,14 @@ def test_no_batch_shares_memory_with_another_or_with_the_set() -> None:
     assert torch.equal(batches.batch(0).images, kept)
     assert dataset.labels is not None
     assert dataset.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_what_is_no_set_of_images_is_refused() -> None:
+    dataset = numbered(4)
+    with pytest.raises(TypeError, match=r"ImageDataset \(got Splits; take its .train or .held_out"):
+        Batches(Splits(dataset, dataset), 2, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"ImageDataset \(got ndarray\)"):
+        Batches(dataset.base, 2, seed=0)  # type: ignore[arg-type]
 
 
 def test_what_is_out_of_range_is_refused() -> None:

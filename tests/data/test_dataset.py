@@ -37,6 +37,18 @@ def test_a_part_of_a_part_holds_the_right_images_and_labels_without_copying_the_
     assert (len(part), part.image_shape, part.classes) == (2, (1, 3, 5), 4)
 
 
+@pytest.mark.parametrize("read", ["select", "gather"])
+def test_positions_are_whole_numbers_and_no_mask(read: str) -> None:
+    dataset = labeled(20, 4)
+    at = getattr(dataset, read)
+    with pytest.raises(DataError, match=r"positions .* bool; numpy.flatnonzero\(mask\) makes them"):
+        at(dataset.labels == 2)
+    with pytest.raises(DataError, match=r"positions must be whole numbers \(got float64\)"):
+        at([0.5])
+    assert len(at([])) == 0
+    assert len(at(np.array([3, 1], np.uint8))) == 2
+
+
 def test_gathered_images_can_be_changed_without_changing_the_set() -> None:
     dataset = ImageDataset(images(4))
     before = dataset.base.copy()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,3 +45,11 @@ def test_other_dtypes_are_refused() -> None:
         to_float(torch.zeros(1))
     with pytest.raises(TypeError, match="floating point"):
         to_uint8(EVERY_BYTE)
+
+
+@pytest.mark.parametrize("convert", [to_float, to_uint8])
+def test_arrays_are_refused_with_what_makes_a_tensor_of_them(
+    convert: Callable[[Any], torch.Tensor],
+) -> None:
+    with pytest.raises(TypeError, match=r"Tensor \(got ndarray\): torch.from_numpy makes one"):
+        convert(EVERY_BYTE.numpy())
