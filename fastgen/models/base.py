@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -39,12 +41,12 @@ class LatentModel(Model):
 
     def __init__(self, latent_dim: int | Sequence[int]) -> None:
         super().__init__()
-        shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
-        if not shape or not all(isinstance(size, int) and size >= 1 for size in shape):
+        shape = tuple(latent_dim) if isinstance(latent_dim, Sequence) else (latent_dim,)
+        if not shape or not all(isinstance(size, Integral) and size >= 1 for size in shape):
             raise ValueError(
                 f"latent_dim must be a positive integer or a tuple of them (got {latent_dim!r})"
             )
-        self.latent_shape: tuple[int, ...] = shape
+        self.latent_shape = tuple(map(int, shape))
 
     def latent(self, n: int, *, seed: int | None = None) -> Tensor:
         """Draw n latents from N(0, I): shape (n, \\*latent_shape), of the model's device and dtype.
@@ -62,7 +64,9 @@ class LatentModel(Model):
         return f"latent_shape={self.latent_shape}"
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
-        return None if seed is None else torch.Generator(self._example().device).manual_seed(seed)
+        if seed is None:
+            return None
+        return torch.Generator(self._example().device).manual_seed(operator.index(seed))
 
     def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         like = self._example()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
 """Every stage halves (or doubles) the sides exactly: a 4x4 window, moved by 2, over a border of 1.
@@ -36,7 +37,7 @@ def pyramid(image_shape: Sequence[int], width: int) -> Pyramid:
             image). The message names the nearest sizes that work.
     """
     if len(image_shape) != 3 or not all(
-        isinstance(size, int) and size >= 1 for size in image_shape
+        isinstance(size, Integral) and size >= 1 for size in image_shape
     ):
         raise ValueError(
             f"image_shape must be three positive integers (C, H, W) (got {image_shape!r})"

@@ -20,8 +20,10 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def fed(network: nn.Module, tensor: Tensor) -> Tensor:
     """The tensor as a network takes it: in the precision of its first weight if that is less than
-    float32 (a model in bfloat16), else as it is.
+    float32 (a model in bfloat16), else as it is. Whole numbers stay: they are no picture yet.
     """
+    if not tensor.is_floating_point():
+        return tensor
     weight = next((each for each in network.parameters() if each.is_floating_point()), tensor)
     return tensor.to(weight.dtype) if weight.dtype in HALF_PRECISIONS else tensor
 
@@ -54,6 +56,11 @@ def scores_together(network: nn.Module, real: Tensor, fake: Tensor) -> tuple[Ten
         raise ValueError(
             f"images must have the shape of those that the generator makes, "
             f"{tuple(fake.shape[1:])} (got {tuple(real.shape[1:])})"
+        )
+    if not real.is_floating_point():  # the two together would be floats, from 0 to 255
+        raise TypeError(
+            f"images must be floating point in [-1, 1] (got {real.dtype}): fastgen.data.to_float "
+            "makes them of bytes"
         )
     if fake.dtype.itemsize < real.dtype.itemsize:
         real = real.to(fake.dtype)

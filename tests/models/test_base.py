@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,14 @@ def test_latents_may_have_any_shape() -> None:
     model = GAN(nn.Identity(), nn.Flatten(), latent_dim=(2, 3, 3))
     assert model.latent_shape == (2, 3, 3)
     assert model.sample(4, seed=0).shape == (4, 2, 3, 3)
+
+
+def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
+    channels, side, width, latent_dim, seed = np.array([*SHAPE[:2], 4, 6, 3])
+    shape = (channels, side, side)
+    model = GAN.for_images(shape, width=width, latent_dim=latent_dim)
+    assert model.latent_shape == (6,)
+    assert torch.equal(model.sample(2, seed=seed), model.sample(2, seed=3))
 
 
 @pytest.mark.parametrize("latent_dim", [0, -1, (), (3, 0), 2.5, "3"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen.models import GAN, REGULARIZERS, WGAN, GradientPenalty
+from fastgen.models import GAN, REGULARIZERS, VAE, WGAN, Classifier, GradientPenalty
 
 
 class Scale(nn.Module):
@@ -97,3 +97,17 @@ def test_each_step_of_the_default_model_shrinks_the_gap_it_is_played_on() -> Non
         gaps.append(model.value(x, z).item())
     assert gaps[1] > gaps[0]
     assert gaps[2] < gaps[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_no_images_yet(dtype: torch.dtype) -> None:
+    x = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    gan = GAN.for_images((1, 8, 8), width=4).to(dtype)
+    wgan = WGAN.for_images((1, 8, 8), width=4).to(dtype)
+    z = gan.latent(4)
+    for loss in (gan.discriminator_loss, wgan.critic_loss):
+        with pytest.raises(TypeError, match=r"in \[-1, 1\] \(got torch.uint8\): fastgen.data.to_f"):
+            loss(x, z)
+    for model in (VAE.for_images((1, 8, 8), width=4), Classifier.for_images((1, 8, 8), 2, width=4)):
+        with pytest.raises(TypeError, match=r"torch.uint8"):
+            model.to(dtype)(x)
