@@ -210,6 +210,20 @@ def test_unreadable_pictures_are_listed_and_the_others_used(tmp_path: Path) -> N
     assert (tmp_path / "runs" / "0001-autoencoder-faces").is_dir()
 
 
+def test_names_that_are_no_utf8_train_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / os.fsdecode(b"\xfc%d.png" % i))
+    train("vae", "--data", folder, steps=1)
+    run = tmp_path / "runs" / "0001-vae-caf_"
+    assert r"caf\udce9" in (run / "report.html").read_text()
+    assert r"caf\udce9" in train("vae", "--data", folder, "--dry-run").stdout
+    refused = one_line(train("vae", "--run", os.fsdecode(b"r\xfcn"), code=2))
+    assert r"the name of a run's folder must be UTF-8 (got 'r\udcfcn')" in refused
+
+
 def test_a_full_disk_is_one_line_and_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from fastgen.files import replace_file
 
 from .log import NOT_LOSSES, Record, read_log
 from .run_folder import RunFolder
+from .text import writable
 
 STYLE = """
 :root { color-scheme: light dark; --line: #2563eb; --faint: #93b4f5; --rule: #d4d8df;
@@ -56,7 +57,7 @@ def write_report(folder: RunFolder) -> None:
         f"<title>{escape(folder.path.name)}</title><style>{STYLE}</style></head>\n"
         f"<body>{''.join(sections)}</body></html>\n"
     )
-    replace_file(folder.report, page.encode())
+    replace_file(folder.report, writable(page).encode())
 
 
 def curve(name: str, steps: Sequence[float], values: Sequence[float]) -> str:

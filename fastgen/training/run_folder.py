@@ -12,6 +12,7 @@ report.html       all of it on one page
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,10 @@ FINGERPRINT = "data_fingerprint"
 
 KNOWN_FROM_DATA = (FINGERPRINT, "image_shape", "classes")
 """Settings that nobody gives: they follow from the others and from the pictures."""
+
+
+NO_TEXT = re.compile("[\ud800-\udfff]")
+"""What Python reads bytes of a file's name as that are no UTF-8."""
 
 
 class Difference(NamedTuple):
@@ -126,8 +131,11 @@ class RunFolder:
 
         Raises:
             ConfigMismatch: a run with other settings lies here.
-            ValueError: there is a file in the way, or a folder that is not empty and no run.
+            ValueError: there is a file in the way, a folder that is not empty and no run, or a name
+                that is no UTF-8.
         """
+        if NO_TEXT.search(str(self.path)):  # TensorBoard and the report could not write it
+            raise ValueError(f"the name of a run's folder must be UTF-8 (got {str(self.path)!r})")
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: a run needs a folder")
         recorded = self.settings()
@@ -175,7 +183,7 @@ class RunFolder:
 def next_run(folder: Path, settings: Settings) -> Path:
     """The next numbered run in a folder, such as ``runs/0001-wgan-digits``; nothing is made."""
     numbers = [int(path.name[:4]) for path in folder.glob("[0-9][0-9][0-9][0-9]-*")]
-    source = Path(settings["data"].partition(":")[0]).stem
+    source = NO_TEXT.sub("_", Path(settings["data"].partition(":")[0]).stem)
     return folder / f"{max(numbers, default=0) + 1:04d}-{settings['model']}-{source}"
 
 

@@ -9,13 +9,18 @@ from types import FunctionType
 
 def columns(rows: Iterable[Sequence[object]]) -> str:
     """Rows as lines with aligned columns, indented by two; None is a dash."""
-    table = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    table = [["-" if cell is None else writable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in table
     ]
     return "\n".join(f"  {line.rstrip()}" for line in lines)
+
+
+def writable(text: str) -> str:
+    """Text as UTF-8 can hold it: with escapes for what is none in the name of a file."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def without_addresses(text: str) -> str:
