@@ -523,6 +523,21 @@ def test_help_tells_the_default_of_every_option(command: str, flags: set[str]) -
         assert ("[default: " in whole) == (option not in flags), whole
 
 
+def test_without_the_packages_of_the_command_line_it_says_what_to_install() -> None:
+    code = (
+        "import sys\n"
+        "class Without:\n"
+        "    def find_spec(name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Without)\n"
+        "from fastgen.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    expected = 'fastgen: typer is not installed: pip install "fastgen-kernels[train]"\n'
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, fastgen.cli; print('torch' in sys.modules, 'typer' in sys.modules)"
     root = Path(__file__).resolve().parent.parent

@@ -1,4 +1,12 @@
 """The command line."""
 
-from .commands import app as app
-from .commands import main as main
+try:
+    from .commands import app as app
+    from .commands import main as main
+except ModuleNotFoundError as error:  # of an install without the trainer
+    if error.name != "typer":
+        raise
+
+    def main() -> None:
+        """Say what the command line lacks."""
+        raise SystemExit('fastgen: typer is not installed: pip install "fastgen-kernels[train]"')
