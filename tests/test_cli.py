@@ -408,6 +408,20 @@ def test_numbers_are_printed_kept_and_shown_in_the_report(tmp_path: Path) -> Non
     assert ["squared", "error", f"{numbers['squared_error']:.5g}"] in lines
 
 
+def test_numbers_are_printed_where_they_cannot_be_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train("vae", "--run", "run")
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("fastgen.files.replace_file", refuse)
+    result = fastgen("evaluate", "run", "--json", code=1)
+    assert json.loads(result.stdout)["step"] == 2
+    assert one_line(result) == "fastgen: run/evaluation.json: Permission denied"
+
+
 def test_a_gan_without_labels_says_that_it_needs_them(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
     np.save(tmp_path / "bare.npy", images)

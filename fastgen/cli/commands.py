@@ -443,10 +443,11 @@ def evaluate(
             warn([f"the pictures of {spec} are not those that {run} was trained on"])
         numbers = measure(loaded.model, splits, say=lambda line: warn([line]))
         results = {"step": loaded.step, **numbers}
+        # First: the run may be somebody else's, in a folder that cannot be written.
+        typer.echo(json.dumps(results) if as_json else columns(_rounded(results)))
         folder = RunFolder(run)
         replace_file(folder.evaluation, json.dumps(results, indent=1).encode())
         write_report(folder)
-    typer.echo(json.dumps(results) if as_json else columns(_rounded(results)))
 
 
 @app.command()
