@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")  # no other decoder gets to see a file, whatever its name
 _DEFAULT_SIZE = 64
+RUN = {"config.json", "log.jsonl"}
+"""What a folder of a run is known by; who trains in the folder of the pictures has it there."""
+
 _SHOWN_ENDINGS = 6
 
 
@@ -36,8 +39,8 @@ def load_folder(argument: str, image_size: int | None, channels: int | None) -> 
 
     The sub-folders on the first level are the classes, if every picture lies in one and they are
     at least two. Files that cannot be read are listed in `skipped`, those of other kinds counted in
-    `left_out`. Hidden files and folders (their names begin with a dot) are passed over; a folder
-    reachable on several paths is read once.
+    `left_out`. Hidden files and folders (their names begin with a dot) are passed over, and so are
+    folders of runs, whose pictures a model drew; a folder reachable on several paths is read once.
 
     Above the memory limit the decoded pictures lie in a memory-mapped file in the user's cache
     folder, and the next run finds them there unless a file, image_size or channels changed.
@@ -88,6 +91,9 @@ def _find(folder: Path) -> tuple[list[PurePosixPath], list[tuple[str, str]], str
             subfolders.clear()  # a link led back here
             continue
         visited.add((status.st_dev, status.st_ino))
+        if place != str(folder) and RUN.issubset(names):
+            subfolders.clear()
+            continue
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = PurePosixPath(Path(place).relative_to(folder).as_posix())
         for name in (name for name in names if not name.startswith(".")):

@@ -330,6 +330,27 @@ def test_an_empty_folder_is_told_what_belongs_there(tmp_path: Path, refused: Ref
     refused(str(tmp_path), "no pictures", ".png", ".webp")
 
 
+def test_what_a_run_drew_is_no_training_data(tmp_path: Path) -> None:
+    def count(folder: Path) -> int:
+        return sum(map(len, load(folder)))
+
+    for i in range(10):
+        write(tmp_path / f"{i}.png", noise(8, 8))
+    write(tmp_path / "config.json" / "a.png", noise(8, 8))  # a name alone does not make a run
+    run = tmp_path / "runs" / "0001-gan-faces"
+    for name in ("reals.png", "samples/000010.png"):
+        write(run / name, noise(8, 8))
+    assert count(tmp_path) == 13
+    for name in ("config.json", "log.jsonl"):
+        (run / name).write_text("{}")
+    assert count(tmp_path) == 11
+    assert load(tmp_path).train.left_out == ""
+    for i in range(9):
+        write(run / "samples" / f"{i}.png", noise(8, 8))
+    assert count(run / "samples") == 10  # asked for by name
+    assert count(run) == 11
+
+
 def test_links_that_lead_back_are_harmless(tmp_path: Path, whole: Whole) -> None:
     folder = tmp_path / "pictures"
     arrays = fill(folder / "b" / "c")
