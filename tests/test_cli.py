@@ -155,6 +155,7 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
         (("wgan", "--regularizer", "gradient-penalty:-1"), "must be 0 or more"),
         (("vae", "--data", "nowhere"), "does not exist"),
         (("vae", "--data", "empty"), "empty"),
+        (("vae", "--data", ""), "--data must say where the images are (got an empty text)"),
         (("vae", "--data", "mnist:empty"), "empty"),
         (("vae", "--data", "text.npy"), "text.npy"),
         (
@@ -188,6 +189,22 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     for dry in ((), ("--dry-run",)):
         assert message in one_line(fastgen("train", *arguments, "--steps", 1, *dry, code=2))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_does_not_suffice_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remedy = "not enough memory: a smaller --batch-size, --width or --image-size takes less"
+    too_wide = one_line(fastgen("train", "gan", "--width", 10**11, "--dry-run", code=1))
+    assert remedy in too_wide
+    assert "can't allocate memory" in too_wide
+
+    def fit(trainer: Trainer, steps: int) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    assert remedy in one_line(train("gan", code=1))
 
 
 def test_an_unknown_backend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

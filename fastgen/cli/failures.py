@@ -77,6 +77,11 @@ def one_line_for_each_failure() -> Iterator[None]:
         raise fail(f"{error.name} is not installed: {hint}", 1) from error
     except OSError as error:
         raise fail(_of_the_system(error), 1) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _of_memory(error):
+            raise
+        remedy = "a smaller --batch-size, --width or --image-size takes less"
+        raise fail(f"not enough memory: {remedy} ({_first_line(error)})", 1) from error
 
 
 @contextmanager
@@ -104,6 +109,18 @@ def one_line_for_an_early_end(command: str, folder: RunFolder) -> Iterator[None]
         raise fail(f"{error}{go_on()}", 1) from error
     except OSError as error:
         raise fail(f"{_of_the_system(error, folder.path)}{go_on()}", 1) from error
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether memory has run out: of a GPU, of the host by torch's word or by Python's."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return not kinds.isdisjoint(("OutOfMemoryError", "MemoryError")) or (
+        "can't allocate memory" in str(error)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _of_the_system(error: OSError, place: Path | None = None) -> str:

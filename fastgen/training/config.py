@@ -110,10 +110,16 @@ def build_model(settings: Settings) -> Model:
 
 
 def absolute_data(spec: str) -> str:
-    """A data specification that means the same in every working folder."""
+    """A data specification that means the same in every working folder.
+
+    Raises:
+        ConfigError: it is empty.
+    """
     from fastgen.data import SOURCES
 
     name, colon, folder = spec.partition(":")
+    if not spec:  # an unset variable of the shell, and not the working folder
+        raise ConfigError("--data must say where the images are (got an empty text)")
     if name not in SOURCES:
         return os.path.abspath(os.path.expanduser(spec))
     return f"{name}:{os.path.abspath(os.path.expanduser(folder))}" if colon else spec
