@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,9 @@ class Trainer:
             CaptureError: `capture` is ``"on"`` and the step cannot be captured.
             ProcessesError: the processes were given different settings.
             OtherProcessFailed: another process ended, by an error of its own.
+            TypeError, ValueError: `steps` is no whole number, or below 0.
         """
+        _at_least(0, steps=steps)
         record: Record = {}
         with ExitStack() as stack:
             stack.enter_context(self._processes.together())
@@ -419,5 +422,7 @@ def _one_of(name: str, given: str, allowed: Iterable[str]) -> None:
 
 def _at_least(least: int, **given: int) -> None:
     for name, value in given.items():
+        if not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number (got {value!r})")
         if value < least:
             raise ValueError(f"{name} must be at least {least} (got {value})")

@@ -409,6 +409,15 @@ def test_a_setting_that_makes_no_sense_is_refused(options: dict[str, Any], messa
         Trainer(Regression(), Noise(4, 6), **options)
 
 
+def test_steps_are_a_whole_number_that_is_not_negative() -> None:
+    trainer = Trainer(Regression(), Noise(4, 6), progress=False)
+    with pytest.raises(TypeError, match=r"steps must be a whole number \(got 2.5\)"):
+        trainer.fit(2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"steps must be at least 0 \(got -1\)"):
+        trainer.fit(-1)
+    assert trainer.fit(0) == {}
+
+
 def test_what_is_no_model_or_no_data_is_refused_by_name(digits: Splits) -> None:
     with pytest.raises(TypeError, match=r"model must be a fastgen.models.Model \(got Linear\)"):
         Trainer(nn.Linear(2, 2), digits.train)  # type: ignore[arg-type]
