@@ -168,7 +168,7 @@ struct OnCuda {
   void run(Call& call, const Tensor& like, const Tensor& seed) const {
     call.seed = value_of(seed);
     Tensor workspace;
-    if (call.kl != nullptr) {
+    if (call.kind == Reparameterization::sample_kl) {  // of no samples, kl is nullptr as well
       workspace =
           torch::stable::new_empty(like, {cuda::partial_sums_size(call)}, ScalarType::Float);
       call.partials = static_cast<float*>(workspace.mutable_data_ptr());
