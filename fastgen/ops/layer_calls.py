@@ -24,6 +24,7 @@ from .routing import (
     ConvolutionRouter,
     NarrowedConvolution,
     is_deterministic,
+    precision_on,
     uses_onednn,
 )
 from .torch_bias_leaky_relu import SMALL, TorchMask, mask
@@ -105,6 +106,7 @@ def _kind_of(input: Tensor, weight: Tensor, bias: Tensor | None) -> Hashable | N
     return (
         is_deterministic(),
         uses_onednn(),
+        precision_on(input),
         type(input),  # tensors without memory are not measured
         input.shape,
         input.stride(),
@@ -238,6 +240,7 @@ class LayerCall:
             asked,
             is_deterministic(),
             uses_onednn(),
+            precision_on(grad),
             grad.stride(),
             grad.storage_offset() % 8 == 0,
             weight.stride(),

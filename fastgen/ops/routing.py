@@ -142,6 +142,8 @@ class Router:
             return self._run_by_rule(pass_, arguments)
         # Every call comes by here: one flat key, built in place.
         words: list[Hashable] = [pass_, is_deterministic(), uses_onednn()]
+        if self.operation in CONVOLUTIONS:
+            words.append(precision_on(arguments[0]))
         for argument in arguments:
             if isinstance(argument, Tensor):
                 words += (
@@ -342,7 +344,12 @@ class NarrowedConvolution(ConvolutionPasses):
 
     def find(self, pass_: str, *arguments: Any) -> tuple[Callable[..., Any], bool]:
         """What computes the pass, and whether that stands for the calls to come."""
-        words: list[Hashable] = [pass_, is_deterministic(), uses_onednn()]
+        words: list[Hashable] = [
+            pass_,
+            is_deterministic(),
+            uses_onednn(),
+            precision_on(arguments[0]),
+        ]
         for argument in arguments:
             if isinstance(argument, Tensor):
                 words += (argument.stride(), argument.storage_offset() % 8 == 0)
@@ -429,6 +436,13 @@ def allow_tf32() -> bool:
     if is_compiling():  # traceable, but refuses a mix of the old and new flags
         return bool(torch.backends.cudnn.allow_tf32)
     return bool(_precision("cuda", "conv") == "tf32")
+
+
+def precision_on(tensor: Tensor) -> object:
+    """PyTorch's setting for the precision of convolutions of float32, on a GPU: there kernels are
+    made for one or the other.
+    """
+    return tensor.is_cuda and _precision("cuda", "conv")
 
 
 def _measures(arguments: Iterable[Any]) -> bool:

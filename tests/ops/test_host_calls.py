@@ -230,6 +230,33 @@ def test_a_call_on_tensors_without_memory_is_another_one():
     assert len(router.known) == len(router.recalled) == 2
 
 
+def test_a_choice_does_not_outlive_the_precision_that_it_was_made_for(monkeypatch):
+    """On a GPU kernels of float32 convolutions are made for TF32 or for IEEE's."""
+    router = routing.ConvolutionRouter("conv2d_bias_leaky_relu")
+    monkeypatch.setitem(backend.KERNELS, ("conv2d_bias_leaky_relu", backend.AUTO), router)
+    monkeypatch.setattr(backend, "_automatic", {"cuda": frozenset({"torch"})})
+    chosen = []
+    choose = routing.Router._choose
+
+    def noting(self, pass_, arguments):
+        chosen.append(pass_)
+        return choose(self, pass_, arguments)
+
+    monkeypatch.setattr(routing.Router, "_choose", noting)
+    with FakeTensorMode(), torch.no_grad():
+        x, weight = (torch.empty(s, device="cuda") for s in ((2, 4, 6, 6), (5, 4, 3, 3)))
+        held = None
+        for precision in ("tf32", "ieee") * 2:
+            monkeypatch.setattr(routing, "_precision", lambda *_, p=precision: p)
+            output = fastgen.ops.conv2d_bias_leaky_relu(x, weight, None, 1, 1)
+            held = held or next(iter(router.known.values()))
+            # A graph may be differentiated when the setting is another one than it was made under.
+            held.backward((True, True, False), output, x, weight, output)
+            router.weight_gradient(x, output, weight, held._geometry)
+    once = ["forward", "mask", "input_gradient", "weight_gradient", "weight_gradient"]
+    assert chosen == once * 2
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 6, 6), (16, 64, 16, 16)], ids=str)
 def test_what_was_saved_may_come_back_in_another_layout(shape):
     last = torch.channels_last

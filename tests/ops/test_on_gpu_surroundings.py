@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -110,6 +111,35 @@ def test_two_runs_are_bit_equal(operation, backend):
                 assert all(map(torch.equal, once, again))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+CONVOLUTIONS = [operation for operation in OPERATIONS if operation.startswith("conv")]
+
+
+@contextmanager
+def convolving_in(precision: str) -> Iterator[None]:
+    """Inside, what PyTorch's setting lets convolutions of float32 multiply in."""
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, precision
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
+
+
+@needs_cuda
+@pytest.mark.parametrize("operation", CONVOLUTIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_precision_of_float32_may_change_between_calls(operation, backend):
+    function, shapes = operations(available(backend))[operation]
+    exact, _ = operations("torch")[operation]
+    tensors = drawn(*shapes, dtype=torch.float32, layout="channels_last")
+    truths = through_the_second_order(exact, [t.double() for t in tensors])
+    for precision, tolerance in (("tf32", 3e-2), ("ieee", 1e-5)):
+        with convolving_in(precision):
+            results = through_the_second_order(function, tensors)
+        for result, truth in zip(results, truths, strict=True):
+            assert_close(result, truth, tolerance)
 
 
 @needs_cuda
