@@ -12,6 +12,7 @@ weight-gradient primitive, lives in `convolution`):
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from torch.compiler import is_compiling
 _engine_will_execute = getattr(torch._C, "_will_engine_execute_node", None)
 
 
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_without_autocast = torch._C._DisableAutocast
 transforms_are_active = torch._C._are_functorch_transforms_active
 unwrapped = torch._C._functorch.unwrap_if_dead
 
@@ -44,6 +47,24 @@ def applier(function: type[Function]) -> Callable[..., Any]:
         return plain(*[unwrapped(a) if isinstance(a, Tensor) else a for a in arguments])
 
     return apply
+
+
+def in_its_dtype(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward that autocast does not reach: its operands have the dtypes of their forward.
+
+    PyTorch's own backwards call operators that autocast does not know. Ours call convolutions and
+    matrix products, which would turn a float32 layer's gradients into 16 bits wherever
+    `torch.autograd.grad` is called under autocast.
+    """
+
+    @functools.wraps(backward)
+    def guarded(ctx: Any, *grads: Tensor | None) -> Any:
+        if is_compiling() or not _is_any_autocast_enabled():
+            return backward(ctx, *grads)
+        with _without_autocast():
+            return backward(ctx, *grads)
+
+    return guarded
 
 
 def is_last_order() -> bool:

@@ -143,6 +143,30 @@ def test_the_precision_of_float32_may_change_between_calls(operation, backend):
 
 
 @needs_cuda
+@pytest.mark.parametrize("operation", CONVOLUTIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_around_a_backward_changes_nothing(operation, backend):
+    """Gradients have the precision of their forward, which ran outside."""
+    function, shapes = operations(available(backend))[operation]
+    exact, _ = operations("torch")[operation]
+    tensors = drawn(*shapes, dtype=torch.float32, layout="channels_last")
+
+    def gradients(function: Callable[..., Any], tensors: list[torch.Tensor]) -> Any:
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        output = function(*leaves)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            first = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
+            second = torch.autograd.grad(first[0].square().sum(), leaves[:2])
+        return [*first, *second]
+
+    truths = gradients(exact, [t.double() for t in tensors])
+    with convolving_in("ieee"):
+        results = gradients(function, tensors)
+    for result, truth in zip(results, truths, strict=True):
+        assert_close(result, truth, 1e-5)
+
+
+@needs_cuda
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_kernels_run_on_the_current_stream(operation, backend):
