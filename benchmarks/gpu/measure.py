@@ -5,7 +5,8 @@
 
 Groups run in the order of the list below, each for its share of the time; what time is left goes to
 the rows that found none. The file is written after every row. Rows of an earlier file of the same
-commit and device are kept where this run does not measure their group, so parts can be run apart.
+sources, device and versions are kept where this run does not measure their group, so parts can be
+run apart.
 """
 
 from __future__ import annotations
@@ -69,11 +70,15 @@ def run(session: Session, names: list[str]) -> None:
             session.run(name, jobs, session.deadline)
 
 
+SAME = ("device", "sources", "torch", "driver", "cuda", "cudnn", "jax")
+"""What a file says once of all its rows."""
+
+
 def kept(path: Path, machine: dict[str, Any], tiny: bool) -> dict[str, Any]:
-    """The groups of an earlier run of the same sources on the same kind of device."""
+    """The groups of an earlier run of the same sources and versions on the same kind of device."""
     try:
         earlier = json.loads(path.read_text())
-        same = all(earlier["machine"].get(key) == machine.get(key) for key in ("device", "sources"))
+        same = all(earlier["machine"].get(key) == machine.get(key) for key in SAME)
         if earlier["format"] == FORMAT and same and earlier["tiny"] == tiny:
             return dict(earlier["groups"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
