@@ -80,13 +80,24 @@ def _cuda_clock(way: Way, arguments: tuple[Any, ...]) -> Callable[[], float]:
     runs = max(1, min(MOST_RUNS, round(LEAST / max(seconds, 1e-6))))
 
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        for _ in range(runs):
-            way(*arguments)
+    # The end of a broken capture raises before torch has put the stream back; the outer context
+    # does it.
+    with torch.cuda.stream(torch.cuda.current_stream(device)):
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                for _ in range(runs):
+                    way(*arguments)
+        except BaseException:
+            _BROKEN.append(graph)
+            raise
     torch.cuda.current_stream(device).wait_stream(stream)
     graph.replay()
 
     return lambda: _event_seconds(graph.replay, torch.cuda.current_stream(device)) / runs
+
+
+_BROKEN: list[object] = []
+# The allocator may keep asking a graph whose capture broke off, so these are never destroyed.
 
 
 def _event_seconds(work: Callable[[], Any], stream: torch.cuda.Stream) -> float:

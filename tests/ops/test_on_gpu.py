@@ -24,7 +24,7 @@ from on_device import (
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastgen import ops
-from fastgen.ops import reference, routing
+from fastgen.ops import reference, route_timing, routing
 from fastgen.ops.backend import KERNELS, BackendUnavailable
 from fastgen.ops.geometry import Geometry
 
@@ -296,3 +296,15 @@ def test_routing_measures_on_the_device_and_remembers(monkeypatch, tmp_path):
     routing.forget()
     assert_close(function(*tensors), exact, TOLERANCES[torch.bfloat16])
     assert table.stat().st_mtime_ns == written
+
+
+def test_a_way_that_cannot_be_captured_leaves_the_stream_as_it_was():
+    if not ON_GPU:
+        pytest.skip("only a GPU is measured")
+
+    before = torch.cuda.current_stream()
+    ways = {"waits": lambda x: x + float(x.sum()), "adds": lambda x: x + 1}
+    with pytest.warns(UserWarning, match="waits cannot run and is passed over"):
+        seconds = route_timing.measure(ways, (torch.ones(8, device=DEVICE),), DEVICE)
+    assert seconds["waits"] == route_timing.FAILED > seconds["adds"]
+    assert torch.cuda.current_stream() == before
