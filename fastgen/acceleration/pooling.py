@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from fastgen.ops import checks
-from fastgen.ops.gradients import transforms_are_active
+from fastgen.ops.gradients import sheltered, transforms_are_active
 
 aten = torch.ops.aten
 
@@ -37,6 +37,7 @@ class Linear(Function):
         _, _, ctx.back, ctx.again = inputs
 
     @staticmethod
+    @sheltered
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return None, None, None, None

@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from . import backend as backends
 from . import checks
-from .gradients import applier, channel_sum, is_last_order, mask, mask_sum, wanted
+from .gradients import applier, channel_sum, is_last_order, mask, mask_sum, sheltered, wanted
 
 
 class BiasLeakyReLU(Function):
@@ -27,6 +27,7 @@ class BiasLeakyReLU(Function):
         ctx.save_for_backward(output if ctx.negative_slope != 1 else None)
 
     @staticmethod
+    @sheltered
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return None, None, None, None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .gradients import applier, is_last_order
+from .gradients import applier, is_last_order, sheltered
 
 
 class Casts:
@@ -118,6 +118,7 @@ class _Cast(Function):
         return _copies(dtype, *tensors)
 
     @staticmethod
+    @sheltered
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         present = [grad for grad in grads if grad is not None]
         cast = _copies if is_last_order() else _apply

@@ -37,11 +37,11 @@ from .gradients import (
     all_wanted,
     applier,
     channel_sum,
-    in_its_dtype,
     is_last_order,
     mask,
     mask_sum,
     masked,
+    sheltered,
     wanted,
 )
 
@@ -124,7 +124,7 @@ class Convolution(Function):
         )
 
     @staticmethod
-    @in_its_dtype
+    @sheltered
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return None, None, None, None, None, None, None
@@ -251,7 +251,7 @@ class LayerGradient(Function):
         ctx.save_for_backward(through if ctx.needs_input_grad[1] else None, weight, layer_output)
 
     @staticmethod
-    @in_its_dtype
+    @sheltered
     def backward(ctx: Any, v: Tensor | None, u: Tensor | None, t: Tensor | None) -> Any:
         if v is None and u is None and t is None:
             return (None,) * 8
@@ -292,7 +292,7 @@ class InputGradient(Function):
         ctx.save_for_backward(grad if ctx.needs_input_grad[1] else None, weight)
 
     @staticmethod
-    @in_its_dtype
+    @sheltered
     def backward(ctx: Any, tangent: Tensor | None) -> Any:
         if tangent is None:
             return None, None, None, None, None
@@ -323,7 +323,7 @@ class WeightGradient(Function):
         )
 
     @staticmethod
-    @in_its_dtype
+    @sheltered
     def backward(ctx: Any, tangent: Tensor | None) -> Any:
         if tangent is None:
             return None, None, None, None, None

@@ -25,8 +25,6 @@ from torch.compiler import is_compiling
 _engine_will_execute = getattr(torch._C, "_will_engine_execute_node", None)
 
 
-_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
-_without_autocast = torch._C._DisableAutocast
 transforms_are_active = torch._C._are_functorch_transforms_active
 unwrapped = torch._C._functorch.unwrap_if_dead
 
@@ -49,24 +47,6 @@ def applier(function: type[Function]) -> Callable[..., Any]:
     return apply
 
 
-def in_its_dtype(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward that autocast does not reach: its operands have the dtypes of their forward.
-
-    PyTorch's own backwards call operators that autocast does not know. Ours call convolutions and
-    matrix products, which would turn a float32 layer's gradients into 16 bits wherever
-    `torch.autograd.grad` is called under autocast.
-    """
-
-    @functools.wraps(backward)
-    def guarded(ctx: Any, *grads: Tensor | None) -> Any:
-        if is_compiling() or not _is_any_autocast_enabled():
-            return backward(ctx, *grads)
-        with _without_autocast():
-            return backward(ctx, *grads)
-
-    return guarded
-
-
 def is_last_order() -> bool:
     """Whether nothing that is computed now will be differentiated or traced.
 
@@ -84,6 +64,60 @@ def is_unwatched() -> bool:
     """Whether no mode, no transform and no tracing stands between an operator and its kernel."""
     return not (
         is_compiling() or transforms_are_active() or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+_autocasts = torch._C._is_any_autocast_enabled
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
+def sheltered(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A Function's backward that computes, as PyTorch's own of a convolution do, in the dtypes of
+    its forward whatever autocast is on meanwhile, and takes the gradients of
+    `torch.autograd.grad(..., is_grads_batched=True)`, which are no ordinary tensors, one by one.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        if is_compiling():
+            return backward(ctx, *grads)
+        for grad in grads:
+            if grad is not None and _is_batched(grad):
+                return _one_by_one(backward, ctx, grads)
+        if _autocasts():
+            return _without_autocast(backward, ctx, grads)
+        return backward(ctx, *grads)
+
+    return run
+
+
+def _without_autocast(
+    backward: Callable[..., Any], ctx: Any, grads: tuple[Tensor | None, ...]
+) -> Any:
+    kind = next((grad.device.type for grad in grads if grad is not None), "meta")
+    # Tensors without memory know no autocast: the question alone is an error.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return backward(ctx, *grads)
+    torch.set_autocast_enabled(kind, False)
+    try:
+        return backward(ctx, *grads)
+    finally:
+        torch.set_autocast_enabled(kind, True)
+
+
+def _one_by_one(backward: Callable[..., Any], ctx: Any, grads: tuple[Tensor | None, ...]) -> Any:
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    given = next(grad for grad in grads if grad is not None and _is_batched(grad))
+    count = len(torch._remove_batch_dim(given, level, 1, 0))
+    rows = [
+        [None] * count if grad is None else torch._remove_batch_dim(grad, level, count, 0).unbind()
+        for grad in grads
+    ]
+    results = [_without_autocast(backward, ctx, row) for row in zip(*rows, strict=True)]
+    return tuple(
+        torch._add_batch_dim(torch.stack(found), 0, level) if found[0] is not None else None
+        for found in zip(*results, strict=True)
     )
 
 
@@ -185,6 +219,7 @@ class Mask(Function):
         ctx.save_for_backward(saved)
 
     @staticmethod
+    @sheltered
     def backward(ctx: Any, tangent: Tensor | None) -> Any:
         if tangent is None:
             return None, None, None, None, None
@@ -218,6 +253,7 @@ class MaskSum(Function):
         ctx.save_for_backward(saved)
 
     @staticmethod
+    @sheltered
     def backward(ctx: Any, tangent: Tensor | None, tangent_sum: Tensor | None) -> Any:
         if (tangent is None and tangent_sum is None) or not wanted(ctx, 0):
             return None, None, None, None

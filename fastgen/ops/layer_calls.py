@@ -18,13 +18,7 @@ from torch.compiler import is_compiling
 
 from .convolution import Activation, Gradients, convolution, last_gradients, layer_gradients
 from .geometry import Geometry, check
-from .gradients import (
-    all_wanted,
-    in_its_dtype,
-    is_last_order,
-    transforms_are_active,
-    unwrapped,
-)
+from .gradients import all_wanted, is_last_order, sheltered, transforms_are_active, unwrapped
 from .routing import (
     ConvolutionPasses,
     ConvolutionRouter,
@@ -151,7 +145,7 @@ class Layer(Function):
         return output
 
     @staticmethod
-    @in_its_dtype
+    @sheltered
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return None, None, None, None

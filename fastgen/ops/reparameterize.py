@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from . import backend as backends
 from . import checks
-from .gradients import applier, is_last_order, wanted
+from .gradients import applier, is_last_order, sheltered, wanted
 
 
 class ScaledNoise(Function):
@@ -32,6 +32,7 @@ class ScaledNoise(Function):
         ctx.save_for_backward(scale if ctx.needs_input_grad[1] else None, logvar, seed)
 
     @staticmethod
+    @sheltered
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return None, None, None, None
@@ -58,6 +59,7 @@ class Reparameterize(Function):
         ctx.save_for_backward(logvar if ctx.needs_input_grad[1] else None, seed)
 
     @staticmethod
+    @sheltered
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return None, None, None, None
@@ -81,6 +83,7 @@ class ReparameterizeKL(Function):
         ctx.save_for_backward(mu, logvar, seed)
 
     @staticmethod
+    @sheltered
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
         if grad_z is None and grad_kl is None:
             return None, None, None, None
