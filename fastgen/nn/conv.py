@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,7 +36,16 @@ class ConvLeakyReLU2d(nn.Conv2d):
         )
     """
 
-    def __init__(self, *args: Any, negative_slope: float = 0.2, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        negative_slope: float = 0.2,
+        device: torch.device | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # `torch.nn.utils.skip_init` looks for it by its name; it may also be given by its place.
+        if device is not None:
+            kwargs["device"] = device
         super().__init__(*args, **kwargs)
         self.negative_slope = checks.slope(negative_slope)
 
@@ -119,8 +129,16 @@ class ConvTransposeLeakyReLU2d(nn.ConvTranspose2d):
     """
 
     def __init__(
-        self, *args: Any, negative_slope: float = 0.2, tanh: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        negative_slope: float = 0.2,
+        tanh: bool = False,
+        device: torch.device | str | None = None,
+        **kwargs: Any,
     ) -> None:
+        # `torch.nn.utils.skip_init` looks for it by its name; it may also be given by its place.
+        if device is not None:
+            kwargs["device"] = device
         super().__init__(*args, **kwargs)
         self.negative_slope = checks.slope(negative_slope)
         self.tanh = tanh

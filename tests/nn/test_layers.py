@@ -86,6 +86,24 @@ def test_constructors_take_the_parents_arguments():
         ConvLeakyReLU2d(3, 8, 4, negative_slope=2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (ConvLeakyReLU2d, (3, 8, 4)),
+        (ConvTransposeLeakyReLU2d, (3, 8, 4)),
+        (LinearLeakyReLU, (3, 8)),
+        (BiasLeakyReLU, (3,)),
+    ],
+)
+def test_initialization_can_be_skipped_and_a_device_given_by_place(kind, arguments):
+    layer = nn.utils.skip_init(kind, *arguments, negative_slope=0.1)
+    assert layer.negative_slope == 0.1
+    assert {p.device.type for p in layer.parameters()} == {"cpu"}
+    assert kind(*arguments, device="meta").bias.device.type == "meta"
+    if kind is LinearLeakyReLU:
+        assert kind(3, 8, True, "meta").weight.device.type == "meta"
+
+
 def test_output_size_of_a_transposed_convolution_is_honored():
     layer = ConvTransposeLeakyReLU2d(3, 4, 3, stride=2, padding=1)
     assert layer(torch.randn(1, 3, 5, 5), output_size=[10, 10]).shape == (1, 4, 10, 10)
