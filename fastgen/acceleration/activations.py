@@ -6,7 +6,6 @@ pushes through the whole first forward graph. Ours leaves it undefined.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,7 +50,7 @@ TANH = Call("tanh", inplace=False, keeps_output=True)
 
 def is_slope(value: object) -> bool:
     """Whether a leaky ReLU of this slope can be ours."""
-    return isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 MODULES: dict[type[nn.Module], Callable[[Any], Call]] = {
@@ -129,8 +128,8 @@ class InPlace(BiasLeakyReLU):
 def leaky_relu(input: Tensor, call: Call) -> Tensor:
     """The leaky ReLU of a call: the values of PyTorch's, and what it keeps, fastgen's gradients.
 
-    PyTorch's own where ours does not fit: another dtype or tensor class, a view or a leaf
-    overwritten in place, a slope outside of [0, 1].
+    PyTorch's own where ours does not fit: another dtype, tensor class or kind of memory, a view or
+    a leaf overwritten in place, a slope outside of [0, 1].
     """
     slope, inplace, keeps_output = call
     assert slope != "tanh"
@@ -145,7 +144,7 @@ def leaky_relu(input: Tensor, call: Call) -> Tensor:
 def _fits(input: Tensor, negative_slope: object, inplace: bool) -> bool:
     if type(input) not in (Tensor, nn.Parameter) or input.dtype not in checks.DTYPES:
         return False
-    if not is_slope(negative_slope):
+    if not is_slope(negative_slope) or input.layout != torch.strided or input.is_nested:
         return False
     # While a graph is traced nothing is overwritten: torch 2.11 gets such a Function wrong.
     return not inplace or not (

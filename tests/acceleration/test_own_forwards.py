@@ -494,6 +494,45 @@ def test_an_accelerated_model_compiles_whole_and_exports():
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_a_sequence_compiles_whole_with_sizes_and_slopes_that_are_symbols():
+    model, original, _ = accelerated(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 2, 3), nn.LeakyReLU(0.1))
+    )
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n, size in ((2, 8), (3, 9)):
+        x = images(n, 3, size, size)
+        torch.testing.assert_close(compiled(x), original(x))
+
+
+def to_nested(x):
+    return torch.nested.nested_tensor(list(x))
+
+
+@pytest.mark.parametrize(
+    "convert", [torch.Tensor.to_sparse, torch.Tensor.to_mkldnn, to_nested], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("function", [F.relu, torch.relu_, nn.ReLU()], ids=range(3))
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that the API of nested tensors is a prototype
+def test_tensors_that_are_not_dense_are_pytorchs(convert, function):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.function = copy.deepcopy(function)
+
+        def forward(self, x):
+            return self.function(convert(x)), F.relu(self.conv(x))
+
+    x = torch.randn(2, 3, 6, 6)
+    model = Model()
+    expected = model(x)[0]
+    accelerate(model)
+    ours = model(x)[0]
+    if ours.is_nested:
+        ours, expected = ours.to_padded_tensor(0), expected.to_padded_tensor(0)
+    torch.testing.assert_close(ours.to_dense(), expected.to_dense())
+
+
 def test_what_runs_when_garbage_is_collected_is_no_part_of_a_forward():
     """Libraries hang callbacks on the collector, and it may run in the middle of a trace."""
 
