@@ -78,12 +78,14 @@ class _Running(threading.local):
     Attributes:
         copies: what `view` had to copy, and of what.
         stale: of those the ones that lack what was written to the other.
+        hooks: of saved tensors, as they were when the innermost method under the mode began.
     """
 
     def __init__(self) -> None:
         self.frames: list[_Frame] = []
         self.copies: list[tuple[Tensor, Tensor]] = []
         self.stale: list[Tensor] = []
+        self.hooks: object = None
 
 
 _running = _Running()
@@ -91,7 +93,23 @@ _running = _Running()
 
 def asked(layer: nn.Module) -> Epilogue | None:
     """What the running forward asks of one of its layers."""
-    return _running.frames[-1].epilogues.get(id(layer)) if _running.frames else None
+    epilogue = _running.frames[-1].epilogues.get(id(layer)) if _running.frames else None
+    folds = epilogue is not None and epilogue.norm is not None
+    return None if folds and _is_recomputed() else epilogue
+
+
+def _saving_hooks() -> object:
+    """What packs the tensors that are saved for backward now, None where nothing does."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return None if hooks is None else hooks[0]
+
+
+def _is_recomputed() -> bool:
+    """Whether the code that runs is a part of a method that a checkpoint inside of it will run
+    again, without the method around it and so without the mode: what saves other tensors than
+    PyTorch's own does must not be taken over then.
+    """
+    return _saving_hooks() is not _running.hooks
 
 
 def announce(output: Tensor, epilogue: Epilogue) -> None:
@@ -145,7 +163,8 @@ def _convolve(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """A convolution without activation, by the operation that has a cheap second order."""
     operands = [*args[:3], *(kwargs[k] for k in ("input", "weight", "bias") if k in kwargs)]
     tensors = [operand for operand in operands if operand is not None]
-    if not all(type(t) in (Tensor, nn.Parameter) and t.dtype in checks.DTYPES for t in tensors):
+    fits = all(type(t) in (Tensor, nn.Parameter) and t.dtype in checks.DTYPES for t in tensors)
+    if not fits or _is_recomputed():
         return function(*args, **kwargs)
     return CONVOLUTIONS[function](*args, **kwargs, negative_slope=1.0)
 
@@ -157,7 +176,7 @@ CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
 
 
 def _pool(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return pooling.FUNCTIONS[function](*args, **kwargs)
+    return (function if _is_recomputed() else pooling.FUNCTIONS[function])(*args, **kwargs)
 
 
 def _normalize(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -368,16 +387,19 @@ def _rerouted(method: FunctionType, *, planned: bool) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             with Reshaping():
                 return method(self, *args, **kwargs)
-        frames = _running.frames
         plan = self.__dict__.get("_accelerated_plan", {}) if planned else {}
-        if not plan and frames:
-            # A method of a module whose forward is running stays in that forward's frame.
-            return method(self, *args, **kwargs)
-        with rerouting(self, plan, fold=self.__dict__.get("_accelerated_fold", False)):
-            result = method(self, *args, **kwargs)
-            if _running.stale:
-                _refuse_stale(result)
-            return result
+        outside, _running.hooks = _running.hooks, _saving_hooks()
+        try:
+            if not plan and _running.frames:
+                # A method of a module whose forward is running stays in that forward's frame.
+                return method(self, *args, **kwargs)
+            with rerouting(self, plan, fold=self.__dict__.get("_accelerated_fold", False)):
+                result = method(self, *args, **kwargs)
+                if _running.stale:
+                    _refuse_stale(result)
+                return result
+        finally:
+            _running.hooks = outside
 
     return run
 

@@ -482,6 +482,55 @@ def test_recomputed_activations_are_the_same():
         torch.testing.assert_close(ours, theirs)
 
 
+class Recomputing(nn.Module):
+    """Its forward has a part of itself recomputed, which it writes as a function or as a method."""
+
+    def __init__(self, function, *, by_method, reentrant):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 2, 1)
+        self.register_buffer("blur", torch.rand(4, 1, 3, 3))
+        self.function, self.by_method, self.reentrant = function, by_method, reentrant
+
+    def method(self, x):
+        h = self.function(self, self.norm(self.conv(x)))
+        return self.last(F.max_pool2d(F.avg_pool2d(h, 2), 2))
+
+    def forward(self, x):
+        def part(x):
+            h = self.function(self, self.norm(self.conv(x)))
+            return self.last(F.max_pool2d(F.avg_pool2d(h, 2), 2))
+
+        run = self.method if self.by_method else part
+        return torch.utils.checkpoint.checkpoint(run, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda model, h: F.relu(h),
+        lambda model, h: F.leaky_relu(h, 0.2, inplace=True),
+        lambda model, h: F.conv2d(h, model.blur, groups=4),
+    ],
+    ids=["relu", "leaky_relu_", "conv2d"],
+)
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("by_method", [False, True])
+def test_a_part_of_a_forward_may_be_recomputed(function, by_method, reentrant):
+    original = Recomputing(function, by_method=by_method, reentrant=reentrant).double().eval()
+    model = copy.deepcopy(original)
+    accelerate(model, fold_batchnorm=True)
+    x = images(2, 3, 20, 20)
+    for network in (model, original):
+        x.grad = None
+        network(x.requires_grad_()).square().sum().backward()
+        network.x_grad = x.grad
+    torch.testing.assert_close(model.x_grad, original.x_grad)
+    for ours, theirs in zip(model.parameters(), original.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_an_accelerated_model_compiles_whole_and_exports():
     model, original, _ = accelerated(VariationalAutoencoder())
     model, x = model.float(), torch.randn(2, 3, 32, 32)
