@@ -123,7 +123,9 @@ def refuse(model: object) -> None:
         if wrapper is None and module.__dict__.get("_compiled_call_impl") is not None:
             wrapper = "model.compile()"
         if wrapper is not None:
+            # It takes contiguous parameters only.
+            how = ", channels_last=False" if wrapper == WRAPPERS["FSDPModule"] else ""
             raise TypeError(
                 f"{name or 'model'} is wrapped by {wrapper}: accelerate the model itself first, "
-                f"fastgen.accelerate(model), then {wrapper}"
+                f"fastgen.accelerate(model{how}), then {wrapper}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .classes import exchange, is_accelerated, original_class
+from .classes import Accelerated, exchange, is_accelerated, original_class
 from .layouts import to_original
 
 NOTES = ("_accelerated_layout", "_accelerated_plan", "_accelerated_fold")
@@ -19,10 +19,16 @@ def restore(model: nn.Module) -> None:
     for bit those of the original. A model that was not accelerated is left as it is.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is no module, or `fully_shard` has derived classes from accelerated ones.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module (got {type(model).__name__})")
+    for name, module in model.named_modules():
+        if not is_accelerated(module) and isinstance(module, Accelerated):
+            raise TypeError(
+                f"{name or 'model'} has a class derived from its accelerated one, as fully_shard "
+                "makes it: restore the model itself first, fastgen.restore(model), then fully_shard"
+            )
     for module in model.modules():
         if is_accelerated(module):
             undo(module)

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import PreActivationBlock
 from comparing import (
     accelerate,
     accelerated,
@@ -54,6 +55,50 @@ def test_a_distributed_model_is_refused_and_told_the_order_that_works():
         original(x).square().sum().backward()
         for ours, theirs in zip(model.parameters(), original.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_sharded_model_is_told_the_layout_that_works_and_not_restored_in_part():
+    with Wrapped():
+        from torch.distributed.fsdp import fully_shard
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        sharded = fully_shard(nn.Sequential(nn.Conv2d(3, 3, 1)), mesh=mesh)
+        with pytest.raises(
+            TypeError, match=r"fastgen.accelerate\(model, channels_last=False\), then"
+        ):
+            accelerate(sharded)
+
+        original = PreActivationBlock(3, 4).double()
+        model, x = copy.deepcopy(original), images(2, 3, 6, 6)
+        accelerate(model, channels_last=False)
+        fully_shard(model, mesh=mesh)
+        for network in (model, original):
+            network(x).square().sum().backward()
+        for ours, theirs in zip(model.parameters(), original.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad)
+        with pytest.raises(TypeError, match="model has a class derived from its accelerated one"):
+            fastgen.restore(model)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_code_that_views_weights_works_on_contiguous_ones(channels_last):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    accelerate(model, channels_last=channels_last)
+    optimizer = torch.optim.LBFGS(model.parameters())
+
+    def loss():
+        optimizer.zero_grad()
+        error = model(torch.ones(2, 3, 5, 5)).square().mean()
+        error.backward()
+        return error
+
+    if channels_last:  # what docs/accelerate.md says
+        with pytest.raises(RuntimeError, match="view"):
+            nn.utils.parameters_to_vector(model.parameters())
+        with pytest.raises(RuntimeError, match="view"):
+            optimizer.step(loss)
+    else:
+        assert len(nn.utils.parameters_to_vector(model.parameters())) == 4 * 27 + 4
+        optimizer.step(loss)
 
 
 def test_a_compiled_model_is_refused():
