@@ -95,6 +95,7 @@ def _forward_way(
     one_tap = weight.shape[2] * weight.shape[3] == 1
     # oneDNN's leaky ReLU of slope 0 turns NaN into 0.
     inside = activation not in (0, 1) and not (one_tap and len(input) < 16)
+    inside = inside and (geometry.transposed or not _loses_a_column(input, weight, geometry))
     return _fused if inside and _results(input, weight, geometry) >= FUSES else _convolved
 
 
@@ -138,10 +139,26 @@ def stands_apart(input: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """PyTorch's own convolution."""
     stride, padding, dilation, groups, transposed, output_padding = geometry
+    if not transposed and stride[0] < stride[1] and _loses_a_column(input, weight, geometry):
+        apart = geometry._replace(stride=(stride[0], 1))
+        layout = torch.channels_last if is_channels_last(input, weight) else torch.contiguous_format
+        return linear(input, weight, bias, apart)[..., :1].contiguous(memory_format=layout)
     # PyTorch's own binding: `torch.ops.aten` takes a third longer over nine arguments.
     return torch.convolution(
         input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
     )
+
+
+def _loses_a_column(input: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a convolution gives a map of one column, which oneDNN computes wrongly in
+    channels_last where the stride along rows is the longer one: of pictures of one channel, and of
+    16 to 8 in bfloat16 (torch 2.13). The first column is that of a stride of 1, too.
+    """
+    if geometry.stride[0] >= geometry.stride[1]:
+        return False
+    reach = geometry.dilation[1] * (weight.shape[3] - 1) + 1
+    room = input.shape[3] + 2 * geometry.padding[1] - reach
+    return room < geometry.stride[1] and _onednn_takes(input)
 
 
 def _convolved(
@@ -261,7 +278,8 @@ def _convolved_back(
     grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> Tensor:
     stride, padding, dilation, groups, *_ = geometry
-    result = torch.convolution(grad, weight, None, stride, padding, dilation, False, (0, 0), groups)
+    back = Geometry(stride, padding, dilation, groups, False, (0, 0))
+    result = linear(grad, weight, None, back)
     # An output padding of a stride or more (allowed below the dilation) adds rows that no input
     # has.
     return result[:, :, : size[0], : size[1]] if _size(result) != size else result
@@ -350,6 +368,7 @@ def are_plain(
         and geometry.groups == 1
         # Of rows that no input has, see `_convolved_back`.
         and _pads_within_stride(geometry)
+        and not (geometry.transposed and _loses_a_column(grad, weight, geometry))
     )
 
 
@@ -406,17 +425,17 @@ def _product_gains(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geomet
 
 def _reads_beyond(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether oneDNN's bfloat16 weight gradient takes memory into account that is not its own: of a
-    picture of one column, where the stride leaves columns out, and of a map of one pixel, where
-    the stride exceeds the kernel (torch 2.13; NaN where there is NaN).
+    picture of fewer columns than a stride, and of a map of one pixel, where the stride exceeds the
+    kernel (torch 2.13; NaN where there is NaN).
     """
     low, high = (input, grad) if geometry.transposed else (grad, input)
-    one_column = high.shape[3] == 1 and geometry.stride[1] > 1
+    within_a_stride = high.shape[3] < geometry.stride[1]
     one_pixel = low.shape[2] * low.shape[3] == 1
     return (
         input.dtype == torch.bfloat16
         and input.device.type == "cpu"
         and (
-            one_column
+            within_a_stride
             or (
                 one_pixel
                 and any(s > k for s, k in zip(geometry.stride, weight.shape[2:], strict=True))

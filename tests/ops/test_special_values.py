@@ -206,6 +206,21 @@ def test_a_weight_gradient_of_one_column_takes_no_foreign_memory(
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_gradient_of_a_picture_within_a_stride_takes_no_foreign_memory(transposed):
+    """oneDNN's in bfloat16 does, of two columns with stride 3."""
+    beyond = (0, 1) if transposed else (0, 0)
+    geometry = Geometry((3, 3), (0, 1), (1, 1), 1, transposed, beyond)
+    for _ in range(20):
+        high = _within_poison(torch.randn(3, 16, 5, 2).bfloat16())
+        low = _within_poison(torch.randn(3, 8, 2, 1).bfloat16())
+        w = torch.randn(8, 16, 2, 3).bfloat16()
+        operands = (low, high) if transposed else (high, low)
+        gradient = torch_convolution.weight_gradient(*operands, w, geometry)
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() < 100
+
+
 def _within_poison(tensor: torch.Tensor) -> torch.Tensor:
     memory = torch.full((tensor.numel() + 4096,), NAN, dtype=tensor.dtype)
     place = memory[2048 : 2048 + tensor.numel()].view(tensor.shape)

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accuracy import assert_as_accurate_as_torch
 from called import Operators
 from convolution_cases import LAYOUTS, tensors
@@ -112,3 +113,62 @@ def test_layers_with_their_bias_apart_are_as_accurate(backend, stride, layout, d
         partial(reference.conv_transpose2d_bias_leaky_relu, **options),
         tensors(shapes, dtype, LAYOUTS[layout]),
     )
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "filters", "kernel", "stride", "dilation", "size", "dtype"),
+    [
+        (1, 16, (2, 3), (1, 2), (2, 1), (4, 4), torch.float32),
+        (1, 8, (4, 4), (1, 3), (2, 1), (12, 5), torch.float32),
+        (1, 32, (1, 4), (1, 3), (2, 1), (6, 4), torch.bfloat16),
+        (16, 8, (1, 4), (3, 4), (2, 1), (7, 4), torch.bfloat16),
+    ],
+)
+def test_a_map_of_one_column_is_right_in_channels_last(
+    channels, filters, kernel, stride, dilation, size, dtype, transposed, backend
+):
+    """oneDNN's is not, where the stride along rows is the longer one."""
+
+    def in_channels_last(tensor):  # its strides, also with one channel
+        _, channels, height, width = tensor.shape
+        strides = (channels * height * width, 1, width * channels, channels)
+        return torch.empty_strided(tensor.shape, strides, dtype=dtype).copy_(tensor)
+
+    picture = in_channels_last(torch.randn(3, channels, *size, dtype=dtype))
+    weight = in_channels_last(torch.randn(filters, channels, *kernel, dtype=dtype))
+    expected = F.conv2d(
+        picture.double().contiguous(), weight.double().contiguous(), None, stride, 0, dilation
+    )
+    assert expected.shape[3] == 1
+    if transposed:
+        map = torch.zeros_like(expected, dtype=dtype).requires_grad_()
+        output = fastgen.ops.conv_transpose2d_bias_leaky_relu(
+            map, weight, None, stride, 0, dilation=dilation, negative_slope=1, backend=backend
+        )
+        picture = in_channels_last(picture[..., : output.shape[2], : output.shape[3]])
+        assert output.shape == picture.shape
+        (result,) = torch.autograd.grad(output, map, picture)
+        with_weight = torch.autograd.grad(
+            fastgen.ops.conv_transpose2d_bias_leaky_relu(
+                map,
+                weight.requires_grad_(),
+                None,
+                stride,
+                0,
+                dilation=dilation,
+                negative_slope=1,
+                backend=backend,
+            ),
+            [map, weight],
+            picture,
+        )
+        assert torch.equal(with_weight[0], result)
+        expected = F.conv2d(picture.double(), weight.double(), None, stride, 0, dilation)
+    else:
+        result = fastgen.ops.conv2d_bias_leaky_relu(
+            picture, weight, None, stride, 0, dilation, negative_slope=1, backend=backend
+        )
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert (result - expected).abs().max() <= tolerance * expected.abs().max()
