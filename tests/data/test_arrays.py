@@ -40,6 +40,14 @@ def test_three_dimensions_are_gray_pictures(tmp_path: Path, whole: Whole) -> Non
     np.testing.assert_array_equal(loaded, images[:, None])
 
 
+def test_a_file_of_npy_version_2_is_read(tmp_path: Path, whole: Whole) -> None:
+    images = pixels(12, 1, 5, 7)
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.lib.format.write_array(file, images, version=(2, 0))
+    loaded, _ = whole(load(str(tmp_path / "a.npy")))
+    np.testing.assert_array_equal(loaded, images)
+
+
 def test_where_both_could_be_channels_the_first_are(tmp_path: Path) -> None:
     assert load(save(tmp_path / "a.npy", pixels(10, 3, 9, 4))).train.image_shape == (3, 9, 4)
 
@@ -103,14 +111,16 @@ def test_too_few_images_are_counted(tmp_path: Path, refused: Refused) -> None:
     refused(save(tmp_path / "a.npy", pixels(9, 4, 4)), "9 images", "at least 10")
 
 
+@pytest.mark.parametrize(("height", "width"), [(9, 14), (14, 9)])
 def test_image_size_takes_the_central_square_and_resizes_by_pillows_bicubic(
-    tmp_path: Path, whole: Whole
+    tmp_path: Path, whole: Whole, height: int, width: int
 ) -> None:
-    images = pixels(10, 3, 9, 14)
+    images = pixels(10, 3, height, width)
+    squares = images[:, :, 2:11] if height > width else images[:, :, :, 2:11]
     loaded, _ = whole(load(save(tmp_path / "a.npy", images), image_size=6))
     assert loaded.shape == (10, 3, 6, 6)
     for row in range(10):
-        picture = Image.fromarray(images[row, :, :, 2:11].transpose(1, 2, 0))
+        picture = Image.fromarray(squares[row].transpose(1, 2, 0))
         expected = np.asarray(picture.resize((6, 6), Image.Resampling.BICUBIC))
         np.testing.assert_array_equal(loaded[row].transpose(1, 2, 0), expected)
 

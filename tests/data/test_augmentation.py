@@ -14,6 +14,12 @@ def test_no_jitter_changes_nothing():
     torch.testing.assert_close(AffineJitter(0, 0, 0)(images), images)
 
 
+def test_what_comes_in_from_outside_repeats_the_border():
+    images = torch.full((4, 1, 9, 8), 0.75)
+    moved = AffineJitter(rotation=0.5, scale=0.5, shift=0.5)(images)
+    torch.testing.assert_close(moved, images)
+
+
 def test_each_image_gets_its_own_change_and_the_seed_decides():
     images = torch.rand(1, 1, 16, 16).expand(4, -1, -1, -1)
     torch.manual_seed(1)

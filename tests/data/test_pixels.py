@@ -25,6 +25,7 @@ def test_bytes_become_what_float64_says() -> None:
 
 
 def test_values_are_rounded_to_the_nearest_byte_and_clamped() -> None:
+    assert to_uint8(torch.zeros(1)).dtype == torch.uint8
     values = torch.tensor([-7.0, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 0.99999, 1.0, 1e30])
     assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255, 255]
 

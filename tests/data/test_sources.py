@@ -36,7 +36,10 @@ def test_digits_takes_no_argument(refused: Refused) -> None:
     refused("digits:/tmp", "nothing after its name", "'digits:/tmp'")
 
 
-@pytest.mark.parametrize("options", [{"image_size": 0}, {"image_size": -3}, {"channels": 5}])
+OUT_OF_RANGE = [{"image_size": 0}, {"image_size": -3}, {"image_size": 2**14 + 1}, {"channels": 5}]
+
+
+@pytest.mark.parametrize("options", OUT_OF_RANGE)
 def test_options_out_of_range_are_refused(options: dict[str, int], refused: Refused) -> None:
     ((name, value),) = options.items()
     refused("digits", name, "1 ..", f"got {value}", **options)

@@ -198,13 +198,17 @@ def test_an_interrupted_run_leaves_nothing(
     in_memory = load(spec)
     limit(100)
 
+    unfinished = set()
+
     def interrupt(*_: object) -> np.ndarray:
+        unfinished.update(cache.iterdir())
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(folder_module, "decode", interrupt)
         with pytest.raises(KeyboardInterrupt):
             load(spec)
+    assert [path.name.partition("-")[0] for path in unfinished] == ["unfinished"]
     assert list(cache.iterdir()) == []
     assert same(load(spec), in_memory)
 

@@ -68,6 +68,10 @@ def test_a_point_beside_balls_of_radius_zero_is_outside() -> None:
     assert precision_recall(x, x + 1e-4) == (0, 0)
 
 
+def test_sets_of_one_point_are_all_inside() -> None:
+    assert precision_recall(torch.ones(5, 3), torch.ones(6, 3)) == (1, 1)
+
+
 def test_disjoint_sets_have_precision_and_recall_zero() -> None:
     assert precision_recall(normal(50, 3, 5), normal(40, 3, 6) + 100) == (0, 0)
 

@@ -110,7 +110,9 @@ def test_sliced_distance_in_one_dimension_is_the_exact_one() -> None:
     x, y = normal(50, 1, 13), normal(50, 1, 14).exp()
     for p in (1, 2):
         expected = wasserstein_distance(x, y, p=p)
-        assert sliced_wasserstein_distance(x, y, p=p) == pytest.approx(expected, rel=1e-12)
+        for projections in (1, 256):
+            sliced = sliced_wasserstein_distance(x, y, p=p, projections=projections)
+            assert sliced == pytest.approx(expected, rel=1e-12)
 
 
 def test_sliced_distance_is_a_lower_bound_and_a_function_of_its_seed() -> None:

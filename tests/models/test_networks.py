@@ -165,8 +165,12 @@ def test_a_slope_outside_0_to_1_is_refused(slope: float) -> None:
 
 
 def test_inputs_of_another_shape_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"Discriminator takes images of shape \(N, 1, 16, 16\)"):
-        Discriminator((1, 16, 16), width=2)(torch.zeros(2, 1, 32, 32))
+    judge = Discriminator((1, 16, 16), width=2)
+    for look in (judge, judge.thought_vectors):
+        with pytest.raises(
+            ValueError, match=r"Discriminator takes images of shape \(N, 1, 16, 16\)"
+        ):
+            look(torch.zeros(2, 1, 32, 32))
     with pytest.raises(ValueError, match=r"TopDown takes latents of shape \(N, 5\)"):
         Generator(5, (1, 16, 16), width=2)(torch.zeros(2, 4))
     for network in (VAE, WGAN, Autoencoder):

@@ -92,6 +92,13 @@ def test_the_phases_own_every_parameter_exactly_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_the_width_is_that_of_every_network(name: str) -> None:
+    layers = [m for m in MODELS[name]().modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    widths = {m.out_channels if isinstance(m, nn.Conv2d) else m.in_channels for m in layers}
+    assert widths == {2}
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_every_loss_is_a_finite_number_and_only_loss_has_a_graph(name: str) -> None:
     for phase in MODELS[name]().phases():
         losses = phase.loss(*batch())

@@ -81,14 +81,16 @@ def test_the_gradient_penalty_refuses_batches_that_do_not_pair(
         GradientPenalty(10.0)(nn.Flatten(0), real, fake)
 
 
-def test_penalties_leave_their_images_as_they_were() -> None:
-    real, fake = torch.randn(2, 3, 2, dtype=torch.float64)
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_penalties_leave_their_images_as_they_were(differentiable: bool) -> None:
+    given = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=differentiable)
+    real, fake = given.unbind()
     for penalty in (GradientPenalty(1.0), R1(1.0), R2(1.0)):
         result = penalty(Bowl(1.0), real, fake)
         assert result is not None
         result.backward()  # type: ignore[no-untyped-call]
-    assert not real.requires_grad
-    assert not fake.requires_grad
+    assert given.grad is None
+    assert real.requires_grad == fake.requires_grad == differentiable
 
 
 @pytest.mark.parametrize("limit", [0.01, 0.3])
