@@ -41,6 +41,23 @@ def test_gradients_are_exact_without_fast_mode_and_without_bias():
     assert gradgradcheck(function, leaves)
 
 
+@pytest.mark.parametrize("leaves", ["xw", "xb", "wb", "xwb"])
+def test_a_loss_of_several_first_gradients_has_pytorchs_gradients(leaves):
+    """`gradgradcheck` takes first gradients one by one: no backward sees two of them at once."""
+    arguments, options = case(GEOMETRIES[1])
+
+    def second(function):
+        given = {name: t.clone() for name, t in zip("xwb", arguments, strict=True)}
+        asked = [given[name].requires_grad_() for name in leaves]
+        value = function(*given.values(), **options).pow(3).sum()
+        gradients = torch.autograd.grad(value, asked, create_graph=True)
+        return torch.autograd.grad(sum(gradient.pow(3).sum() for gradient in gradients), asked)
+
+    ours, theirs = second(conv2d_bias_leaky_relu), second(reference.conv2d_bias_leaky_relu)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-8)
+
+
 def test_third_gradient_equals_pytorchs():
     arguments, options = case(GEOMETRIES[1])
 
@@ -197,6 +214,22 @@ def test_frozen_weights_get_no_gradient_and_the_input_is_not_saved_for_them():
     output.sum().backward()
     assert x.grad is not None
     assert w.grad is None
+
+
+@pytest.mark.parametrize("slope", [0.2, 1])
+@pytest.mark.parametrize("frozen", ["input", "weight"])
+def test_a_gradient_with_a_graph_saves_nothing_for_what_is_frozen(frozen, slope):
+    (x, w, b), options = case(GEOMETRIES[0])
+    leaf = (w if frozen == "input" else x).requires_grad_()
+    output = conv2d_bias_leaky_relu(x, w, b, negative_slope=slope, **options)
+    grad_output = torch.randn_like(output).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(t.data_ptr()) or t, lambda t: t
+    ):
+        torch.autograd.grad(output, leaf, grad_output, create_graph=True)
+    other = x if frozen == "input" else w  # what the gradient is linear in, and the mask
+    assert set(saved) == {other.data_ptr()} | ({output.data_ptr()} if slope != 1 else set())
 
 
 @pytest.mark.parametrize("second_order", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from called import Operators
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -126,6 +128,49 @@ def test_an_argument_that_equals_a_good_one_is_still_refused():
         checks.pair("stride", (True, 1), least=1)
 
 
+MISFITS = {
+    "input of another dtype": lambda x, w, b: (x.double(), w, b),
+    "weight of another dtype": lambda x, w, b: (x, w.double(), b),
+    "bias of another dtype": lambda x, w, b: (x, w, b.double()),
+    "input of fewer channels": lambda x, w, b: (x[:, :3], w, b),
+    "weight of fewer channels": lambda x, w, b: (x, w[:, :3], b),
+    "bias of fewer channels": lambda x, w, b: (x, w, b[:4]),
+    "bias of one number": lambda x, w, b: (x, w, b[:1]),
+    "input elsewhere": lambda x, w, b: (x.to("meta"), w, b),
+    "weight elsewhere": lambda x, w, b: (x, w.to("meta"), b),
+    "bias elsewhere": lambda x, w, b: (x, w, b.to("meta")),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS.values(), ids=MISFITS)
+def test_tensors_that_do_not_fit_are_refused_after_others_that_did(misfit):
+    good = X, torch.randn(5, 4, 3, 3), torch.randn(5)
+    refusals = []
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError)) as refused:
+            fastgen.ops.conv2d_bias_leaky_relu(*misfit(*good), 1, 1)
+        refusals.append(str(refused.value))
+        fastgen.ops.conv2d_bias_leaky_relu(*good, 1, 1)
+    assert refusals[0] == refusals[1]
+
+
+@pytest.mark.parametrize("channels", [4, 32])
+def test_calls_that_differ_in_layouts_alone_have_their_own_results_and_layouts(channels):
+    shapes = (2, channels, 8, 8), (channels, channels, 3, 3)
+    last = torch.channels_last
+    bias = torch.randn(channels, 2).T
+    for _ in range(2):
+        for formats in itertools.product((torch.contiguous_format, last), repeat=2):
+            x, w = (
+                torch.randn(s).to(memory_format=f) for s, f in zip(shapes, formats, strict=True)
+            )
+            for b in (bias[0], bias[0].contiguous()):
+                y = fastgen.ops.conv2d_bias_leaky_relu(x, w, b, 1, 1)
+                expected = F.leaky_relu(F.conv2d(x, w, b, 1, 1), 0.2)
+                torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+                assert y.is_contiguous(memory_format=last) == (last in formats)
+
+
 def test_narrowed_kernels_choose_by_layout_and_forget_with_their_router(monkeypatch):
     router = routing.ConvolutionRouter("conv2d_bias_leaky_relu")
     monkeypatch.setitem(backend.KERNELS, ("conv2d_bias_leaky_relu", backend.AUTO), router)
@@ -153,12 +198,18 @@ def test_narrowed_kernels_choose_by_layout_and_forget_with_their_router(monkeypa
     router.forget()
     held.backward(torch.ones(2, 5, 6, 6))
     assert chosen == [*first, "forward", "forward", *first[1:]]
+    layer(x)
+    chosen.clear()
     torch.use_deterministic_algorithms(True)
     try:
         layer(x)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert chosen[-1] == "forward"
+    with torch.backends.mkldnn.flags(enabled=False):
+        layer(x)
+    assert chosen == ["forward"] * 2
+    layer(x)
+    assert chosen == ["forward"] * 2
 
 
 def test_sizes_that_are_symbols_are_traced_and_not_remembered():

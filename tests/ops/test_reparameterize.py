@@ -74,6 +74,15 @@ def test_results_are_rounded_once(dtype):
     torch.testing.assert_close(kl.double(), exact_kl, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_of_the_divergence_keep_their_digits_near_zero(create_graph):
+    mu = torch.zeros(3, 4, requires_grad=True)
+    logvar = torch.full((3, 4), 1e-6, requires_grad=True)
+    _, kl = reparameterize_kl(mu, logvar, seed=0)
+    _, gradient = torch.autograd.grad(kl.sum(), [mu, logvar], create_graph=create_graph)
+    torch.testing.assert_close(gradient, torch.full((3, 4), 5e-7), rtol=1e-5, atol=0)
+
+
 def test_the_same_seed_gives_the_same_numbers_whatever_the_layout():
     mu, logvar = (t.detach() for t in pair((3, 4, 5, 6)))
     plain = reparameterize(mu, logvar, seed=1)
@@ -149,9 +158,15 @@ def test_compiles_without_a_graph_break_and_equals_eager():
     ("options", "error", "message"),
     [
         ({"seed": 1.5}, TypeError, "seed must be an integer"),
+        ({"seed": True}, TypeError, "seed must be an integer"),
         ({"seed": 2**63}, ValueError, "seed must lie in"),
         ({"seed": torch.tensor([1])}, ValueError, "seed must be a 0-dim int64 tensor"),
         ({"seed": torch.tensor(1.0)}, ValueError, "seed must be a 0-dim int64 tensor"),
+        (
+            {"seed": torch.tensor(1, device="meta")},
+            ValueError,
+            "seed must be on the device of mu, cpu",
+        ),
         ({"seed": 1, "generator": torch.Generator()}, ValueError, "seed or generator, not both"),
     ],
 )
@@ -159,6 +174,8 @@ def test_what_does_not_fit_is_refused_by_name(options, error, message):
     mu, logvar = pair((2, 2))
     with pytest.raises(error, match=message):
         reparameterize(mu, logvar, **options)
+    with pytest.raises(ValueError, match=r"mu must have shape \(N, ...\)"):
+        reparameterize_kl(mu[0, 0], logvar[0, 0])
     with pytest.raises(ValueError, match="logvar must have the shape of mu"):
         reparameterize(mu, logvar[:1])
     with pytest.raises(TypeError, match="logvar must have the dtype of mu"):
