@@ -134,3 +134,13 @@ def test_an_error_inside_gives_the_weights_back() -> None:
 def test_a_decay_that_never_or_always_forgets_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\)"):
         average(Pair(), decay)
+
+
+@pytest.mark.parametrize("change", [{"more": torch.zeros(3)}, {}])
+def test_averages_of_another_model_are_refused(change: dict[str, torch.Tensor]) -> None:
+    mean = average(Pair(), 0.9)
+    weights = {**mean.weights, **change}
+    if not change:
+        weights.popitem()
+    with pytest.raises(ValueError, match="averaged weights belong to another model"):
+        mean.load(weights)

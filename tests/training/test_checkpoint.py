@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,21 @@ def test_the_newest_are_kept_by_number_and_not_by_name(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 2
 
 
+def test_a_kill_while_an_old_one_goes_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1, 2)
+
+    def killed(path: Path) -> None:
+        (path / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        keep_newest(tmp_path, 1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["000002"]
+
+
 def test_a_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     (path,) = write(tmp_path, 1)
     with pytest.raises(CheckpointError, match="is there already"):
@@ -164,6 +180,14 @@ def test_a_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     (path / "state.json").write_text("{")
     discard_damaged(path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("state", ["null", "[]", "{}", '"text"'])
+def test_a_state_that_is_json_and_nothing_more_is_damage(tmp_path: Path, state: str) -> None:
+    (path,) = write(tmp_path, 1)
+    (path / "state.json").write_text(state)
+    with pytest.raises(DamagedCheckpoint, match=r"state\.json is unreadable"):
+        read_checkpoint(path)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

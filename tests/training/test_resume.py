@@ -162,6 +162,26 @@ def test_a_damaged_checkpoint_is_not_kept_in_the_place_of_a_whole_one(
     assert last(run).state["step"] == 5
 
 
+def test_how_an_optimizer_runs_is_no_part_of_a_checkpoint(digits: Splits, tmp_path: Path) -> None:
+    made: list[torch.optim.Optimizer] = []
+
+    def adam(fused: bool, lr: float) -> Any:
+        def make(parameters: Any) -> torch.optim.Optimizer:
+            made.append(torch.optim.Adam(parameters, lr=lr, fused=fused))
+            return made[-1]
+
+        return make
+
+    one = trainer("transposed", digits, None, optimizer=adam(True, 0.02))
+    one.fit(1)
+    one.save(tmp_path / "one")
+    other = trainer("transposed", digits, None, optimizer=adam(False, 0.01))
+    other.load(tmp_path / "one")
+    other.fit(2)
+    assert [group["fused"] for optimizer in made for group in optimizer.param_groups] == [1, 0]
+    assert [group["lr"] for optimizer in made for group in optimizer.param_groups] == [0.02, 0.02]
+
+
 def test_a_checkpoint_of_another_model_is_refused(digits: Splits, tmp_path: Path) -> None:
     one = trainer("gan", digits, None)
     one.fit(1)

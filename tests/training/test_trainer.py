@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from toys import Batch, Constant, Noise, Regression, Transposed, TwoNumbers, mod
 from fastgen.data import Splits
 from fastgen.models import GAN, WGAN, Model, Phase
 from fastgen.training import ConfigMismatch, Trainer
+from fastgen.training.averaging import WeightAverage
 from fastgen.training.checkpoint import read_checkpoint
 from fastgen.training.run_folder import FolderInUse, RunFolder
 
@@ -84,6 +87,34 @@ def test_adam_on_channels_last_weights_is_adam(fused: bool) -> None:
         (twin - target).square().sum().backward()
         reference.step()
     torch.testing.assert_close(model.weight, twin, rtol=1e-10, atol=1e-12)
+
+
+def test_the_average_takes_in_the_weights_after_each_step() -> None:
+    model = Regression()
+    trainer = Trainer(model, Noise(5, 6), ema_decay=0.999, lr=0.1, progress=False)
+    average = WeightAverage(model, model.averaged, 0.999)
+    for step in range(1, 4):
+        trainer.fit(step)
+        average.update(step)
+    with trainer.averaged_weights():
+        averaged = {f"network.{k}": v.clone() for k, v in model.network.state_dict().items()}
+    torch.testing.assert_close(averaged, average.weights)
+
+
+def test_a_step_keeps_no_batch_of_the_steps_before() -> None:
+    drawn = []
+
+    class Watched(Noise):
+        def batch(self, index: int) -> Batch:
+            batch = super().batch(index)
+            drawn.append(weakref.ref(batch.images))
+            return batch
+
+    trainer = Trainer(Regression(), Watched(5, 6), progress=False)
+    trainer.fit(6)
+    gc.collect()
+    assert len(drawn) == 6
+    assert sum(images() is not None for images in drawn) <= 1
 
 
 # --- Dirac-GAN [Mescheder, Geiger, Nowozin 2018] ---
