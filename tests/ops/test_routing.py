@@ -147,6 +147,38 @@ def test_a_candidate_that_is_new_is_measured_against_the_others(bench):
     assert chosen(bench, router()) == "fastest"
 
 
+def test_candidates_that_are_gone_leave_the_choice_to_the_others_and_keep_their_seconds(
+    bench, tmp_path
+):
+    for name, seconds in (("slow", 2e-3), ("fast", 1e-3), ("middle", 1.5e-3)):
+        bench.offer(name, seconds)
+    assert chosen(bench) == "fast"
+    routing.CANDIDATES.clear()
+    bench.timed.clear()
+    bench.offer("slow", 2e-3)
+    bench.offer("middle", 1.5e-3)
+    assert chosen(bench, router()) == "middle"
+    assert bench.timed == []
+    bench.offer("new", 1.2e-3)
+    assert chosen(bench, router()) == "new"
+    (path,) = (tmp_path / "routes").glob("*.json")
+    (entry,) = json.loads(path.read_text())["routes"].values()
+    assert entry["seconds"] == {"slow": 2e-3, "fast": 1e-3, "middle": 1.5e-3, "new": 1.2e-3}
+
+
+def test_a_measured_choice_is_not_used_where_a_program_must_repeat_itself(bench):
+    bench.offer("rule", 2e-3)
+    bench.offer("fast", 1e-3)
+    route = router()
+    assert chosen(bench, route) == "fast"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert chosen(bench, route) == "rule"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert chosen(bench, route) == "fast"
+
+
 def test_a_table_that_cannot_be_written_costs_nothing_but_the_measurement(bench, monkeypatch):
     monkeypatch.setenv("FASTGEN_CACHE", "/proc/nowhere")
     bench.offer("slow", 2e-3)

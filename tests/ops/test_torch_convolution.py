@@ -39,6 +39,18 @@ def test_onednn_fuses_where_that_pays():
     assert forward(ENOUGH, "channels_last", True) == ["_convolution_transpose_pointwise"]
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_bias_with_a_stride_is_read_by_its_stride(transposed):
+    input = torch.randn(ENOUGH, 32, 8, 8).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(32, 32, 3, 3).contiguous(memory_format=torch.channels_last)
+    bias = torch.randn(32, 3)[:, 1]
+    geometry = Geometry((1, 1), (1, 1), (1, 1), 1, transposed, (0, 0))
+    strided, dense = (
+        torch_convolution.forward(input, weight, b, 0.2, geometry) for b in (bias, bias.contiguous())
+    )
+    assert torch.equal(strided, dense)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_small_result_gets_what_pytorch_itself_takes(transposed, layout):

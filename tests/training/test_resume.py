@@ -17,7 +17,12 @@ from toys import Noise, Regression, Transposed, models
 from fastgen.data import Splits
 from fastgen.models import WGAN
 from fastgen.training import Interrupted, Trainer
-from fastgen.training.checkpoint import Checkpoint, checkpoints, read_checkpoint
+from fastgen.training.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
 from fastgen.training.log import read_log
 from fastgen.training.run_folder import RunFolder
 
@@ -160,6 +165,18 @@ def test_a_damaged_checkpoint_is_not_kept_in_the_place_of_a_whole_one(
     trainer("gan", digits, run, keep=keep).fit(5)
     assert [path.name for path in checkpoints(run / "checkpoints")] == left
     assert last(run).state["step"] == 5
+
+
+def test_seconds_go_on_from_those_of_the_checkpoint(digits: Splits, tmp_path: Path) -> None:
+    one = trainer("dropout", digits, None)
+    one.fit(1)
+    one.save(tmp_path / "one")
+    written = read_checkpoint(tmp_path / "one")
+    state = {**written.state, "seconds": 1000.0}
+    write_checkpoint(tmp_path / "later", Checkpoint(written.tensors, state))
+    other = trainer("dropout", digits, None)
+    other.load(tmp_path / "later")
+    assert other.fit(2)["seconds"] >= 1000
 
 
 def test_how_an_optimizer_runs_is_no_part_of_a_checkpoint(digits: Splits, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from toys import Batch, Constant, Noise, Regression, Transposed, TwoNumbers, models, sgd
 
-from fastgen.data import Splits
+from fastgen.data import AffineJitter, Splits
 from fastgen.models import GAN, WGAN, Model, Phase
 from fastgen.training import ConfigMismatch, Trainer
 from fastgen.training.averaging import WeightAverage
@@ -99,6 +99,12 @@ def test_the_average_takes_in_the_weights_after_each_step() -> None:
     with trainer.averaged_weights():
         averaged = {f"network.{k}": v.clone() for k, v in model.network.state_dict().items()}
     torch.testing.assert_close(averaged, average.weights)
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode() -> None:
+    model = Regression().eval()
+    Trainer(model, Noise(5, 6), progress=False).fit(2)
+    assert model.network[1].num_batches_tracked == 2
 
 
 def test_a_step_keeps_no_batch_of_the_steps_before() -> None:
@@ -397,10 +403,30 @@ def test_a_loss_that_only_some_steps_have_is_logged_and_drawn(run: Path) -> None
 # --- what it refuses ---
 
 
-def test_a_run_of_other_settings_is_refused(run: Path) -> None:
+OTHER_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "seed": ({"seed": 1}, r"seed +0 +1"),
+    "batch size": ({"batch_size": 32}, r"batch_size +64 +32"),
+    "precision": ({"precision": "bf16"}, r"precision +fp32 +bf16"),
+    "updates": ({"updates": "simultaneous"}, r"updates +alternating +simultaneous"),
+    "average": ({"ema_decay": 0.5}, r"ema_decay +0\.999 +0\.5"),
+    "learning rate": ({"lr": 0.5}, "optimizers"),
+    "betas": ({"betas": (0.1, 0.9)}, "optimizers"),
+    "optimizer": ({"optimizer": sgd(0.1)}, "optimizers"),
+    "augmentation": ({"augment": AffineJitter()}, "augment"),
+    "size of the model": ({"size": 7}, "parameters"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
+def test_a_run_of_other_settings_is_refused(
+    change: dict[str, Any], message: str, run: Path
+) -> None:
     Trainer(Regression(), Noise(4, 6), run=run, progress=False).fit(2)
-    with pytest.raises(ConfigMismatch, match=r"seed +0 +1"):
-        Trainer(Regression(), Noise(4, 6), run=run, seed=1, progress=False).fit(4)
+    size = change.get("size", 6)
+    options = {name: value for name, value in change.items() if name != "size"}
+    other = Trainer(Regression(size), Noise(4, size), run=run, progress=False, **options)
+    with pytest.raises(ConfigMismatch, match=message):
+        other.fit(4)
 
 
 def test_a_run_in_use_keeps_its_settings_when_another_training_is_refused(run: Path) -> None:
