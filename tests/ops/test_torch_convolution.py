@@ -46,7 +46,8 @@ def test_a_bias_with_a_stride_is_read_by_its_stride(transposed):
     bias = torch.randn(32, 3)[:, 1]
     geometry = Geometry((1, 1), (1, 1), (1, 1), 1, transposed, (0, 0))
     strided, dense = (
-        torch_convolution.forward(input, weight, b, 0.2, geometry) for b in (bias, bias.contiguous())
+        torch_convolution.forward(input, weight, b, 0.2, geometry)
+        for b in (bias, bias.contiguous())
     )
     assert torch.equal(strided, dense)
 
@@ -64,6 +65,30 @@ def test_nothing_is_fused_that_gains_nothing(slope):
     names = forward(ENOUGH, "channels_last", False, slope)
     assert names[0] == "convolution"
     assert names[1:] == (["leaky_relu_"] if slope == 0 else [])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    ("size", "shape", "options"),
+    [
+        (8, (64, 64, 4, 4), {"stride": (2, 2), "padding": (1, 1)}),
+        (8, (64, 64, 3, 3), {"stride": (2, 2), "padding": (2, 2), "dilation": (2, 2)}),
+        (8, (128, 64, 4, 4), {"stride": (2, 2), "padding": (1, 1), "groups": 2}),
+        (2, (64, 64, 4, 4), {"stride": (2, 2), "padding": (1, 1), "transposed": True}),
+    ],
+    ids=["plain", "dilated", "grouped", "transposed"],
+)
+def test_weight_gradients_of_small_maps_are_right(size, shape, options, layout):
+    plain = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    geometry = Geometry(**{"transposed": False, **plain, **options}, output_padding=(0, 0))
+    input = torch.randn(3, 64 * geometry.groups, size, size).contiguous(memory_format=layout)
+    weight = torch.randn(shape).contiguous(memory_format=layout)
+    grad = torch.randn_like(torch_convolution.linear(input, weight, None, geometry))
+    wide = weight.double().requires_grad_()
+    output = torch_convolution.linear(input.double(), wide, None, geometry)
+    (expected,) = torch.autograd.grad(output, wide, grad.double())
+    found = torch_convolution.weight_gradient(input, grad, weight, geometry)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-3)
 
 
 CASES = {
