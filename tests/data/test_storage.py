@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastgen.data import Batches, ImageDataset, Splits, fingerprint, load
 from fastgen.data import folder as folder_module
+from fastgen.data.storage import fits_in_memory
 
 Refused = Callable[..., str]
 Limit = Callable[[int], None]
@@ -116,6 +117,12 @@ def test_the_limit_is_in_bytes_and_inclusive(tmp_path: Path, limit: Limit) -> No
     assert backing(load(spec).train) is None
     limit(12 * 3 * 8 * 8 - 1)
     assert backing(load(spec).train) is not None
+
+
+def test_the_limit_is_4_gibibytes_unless_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTGEN_DATA_MEMORY", raising=False)
+    assert fits_in_memory(4 * 2**30)
+    assert not fits_in_memory(4 * 2**30 + 1)
 
 
 def test_batches_of_a_mapped_set_do_not_read_the_whole(tmp_path: Path, limit: Limit) -> None:
