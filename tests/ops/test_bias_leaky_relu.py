@@ -121,3 +121,12 @@ def test_long_sums_of_a_bias_gradient_are_as_accurate_as_pytorchs(shape, layout)
             _, total = KERNELS["bias_leaky_relu", name].mask_sum(g, y, 0.2)
             errors[name] += float((total.double() - exact).square().mean().sqrt())
     assert errors["cpp"] <= 1.5 * errors["torch"]
+
+
+def test_a_tensor_that_outlives_a_transform_is_a_plain_one():
+    kept = []
+    x = torch.randn(2, 3, 4)
+    torch.func.grad(lambda x: kept.append(2 * x) or x.sum())(x)
+    output = bias_leaky_relu(kept[0], torch.ones(3))
+    assert not output.requires_grad
+    torch.testing.assert_close(output, bias_leaky_relu(2 * x, torch.ones(3)))
