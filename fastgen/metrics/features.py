@@ -30,7 +30,9 @@ def as_features(features: Features, name: str = "features") -> Tensor:
         ValueError: for another shape, complex numbers, an empty set, NaN or infinity.
     """
     if not isinstance(features, Tensor):
-        features = torch.from_numpy(np.array(features))
+        array = np.asarray(features)
+        # A copy in the machine's byte order, with strides that are not negative.
+        features = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(
             f"{name} must have shape (N, d) with N, d >= 1 (got {tuple(features.shape)}): "

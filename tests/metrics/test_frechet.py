@@ -165,7 +165,10 @@ def test_arrays_tensors_and_integers_give_one_result_and_stay_as_they_were() -> 
     b = normal(20, 5, 30).requires_grad_()
     before = a.clone()
     expected = frechet_distance(a.double(), b)
-    assert frechet_distance(a.numpy(), b.detach().numpy()[::1]) == expected
+    assert frechet_distance(a.numpy(), b.detach().numpy()) == expected
+    assert frechet_distance(a.numpy()[::-1], b) == pytest.approx(expected)
+    assert frechet_distance(a.numpy().astype(">i4"), b) == expected
+    assert not features_to_statistics(b).root.requires_grad
     assert frechet_distance(a.to(torch.uint8), b) == expected
     assert torch.equal(a, before)
 
@@ -192,6 +195,8 @@ def test_unusable_features_are_refused_by_name(a: Tensor, b: Tensor, message: st
         (torch.eye(3), r"shape \(d, d\)"),
         (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
         (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "semi-definite.*-1"),
+        (torch.tensor([[1.0, 1e-7], [0.0, 1.0]]), "symmetric"),
+        (torch.tensor([[1.0, 0.0], [0.0, -1e-7]]), "semi-definite.*-1e-07"),
     ],
 )
 def test_a_matrix_that_is_no_covariance_is_refused(covariance: Tensor, message: str) -> None:

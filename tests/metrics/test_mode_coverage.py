@@ -79,6 +79,13 @@ def test_samples_between_the_modes_count_for_nothing() -> None:
     assert mode_coverage(mixture.centers + 1, mixture) == ModeCoverage(0, 25, 0.0)
 
 
+def test_a_mixture_far_from_the_origin_is_told_apart_as_well() -> None:
+    near = ring()
+    far = Mixture(near.centers.double() + 1e6, near.standard_deviation)
+    samples = near.sample(2500, seed=0).double()
+    assert mode_coverage(samples + 1e6, far) == mode_coverage(samples, near)
+
+
 def test_three_standard_deviations_are_the_border() -> None:
     mixture = Mixture(torch.zeros(1, 2), 1.0)
     samples = torch.tensor([[2.999, 0.0], [0.0, -3.001], [2.2, 2.2]])
