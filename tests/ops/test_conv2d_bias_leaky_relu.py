@@ -271,6 +271,23 @@ def test_autocast_around_a_backward_changes_nothing(size):
         torch.testing.assert_close(inside, outside)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_without_a_bias_leaves_float64_alone(dtype):
+    (x, w, _), options = case(GEOMETRIES[1], dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = conv2d_bias_leaky_relu(x, w, None, **options)
+    assert output.dtype == (torch.bfloat16 if dtype == torch.float32 else torch.float64)
+
+
+def test_autocast_neither_casts_integers_nor_asks_what_has_no_memory():
+    (x, w, b), options = case(GEOMETRIES[1], torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(TypeError, match="weight must have one of the dtypes"):
+            conv2d_bias_leaky_relu(x, w.long(), b, **options)
+        output = conv2d_bias_leaky_relu(*(t.to("meta") for t in (x, w, b)), **options)
+    assert output.is_meta
+
+
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiles_without_a_graph_break_and_equals_eager(compiler):
     torch.compiler.reset()
