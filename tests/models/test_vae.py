@@ -70,6 +70,15 @@ def test_the_running_sigma_is_what_evaluation_and_samples_use() -> None:
     assert (noisy - means).std().item() == pytest.approx(sigma, rel=0.02)
 
 
+@pytest.mark.parametrize(("n", "samples"), [(600, 1), (3, 600), (600, 2)])
+def test_a_likelihood_decodes_256_latents_at_once_at_most(n: int, samples: int) -> None:
+    model, sizes = small(), list[int]()
+    model.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    assert model.log_likelihood(images(n), samples).shape == (n,)
+    assert sum(sizes) == n * samples
+    assert max(sizes) <= 256
+
+
 def test_noise_is_added_to_the_same_images() -> None:
     model = small(0.25)
     means, noisy = model.sample(400, seed=1), model.sample(400, seed=1, noise=True)

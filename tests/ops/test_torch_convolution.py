@@ -67,6 +67,21 @@ def test_nothing_is_fused_that_gains_nothing(slope):
     assert names[1:] == (["leaky_relu_"] if slope == 0 else [])
 
 
+@pytest.mark.parametrize("added", [0, 1])
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2)])
+def test_large_layers_into_a_picture_have_pytorchs_results(kernel, padding, added):
+    input, weight = torch.randn(2, 16, 32, 32), torch.randn(16, 3, kernel, kernel)
+    plain = (2, 2), (padding, padding), (1, 1), 1
+    geometry = Geometry(*plain, True, (added, added))
+    wide = torch_convolution.linear(input.double(), weight.double(), None, geometry).float()
+    forward = torch_convolution.forward(input, weight, None, 1.0, geometry)
+    torch.testing.assert_close(forward, wide, rtol=1e-4, atol=1e-4)
+    backward = torch_convolution.input_gradient(
+        input, weight, tuple(wide.shape[2:]), Geometry(*plain, False, (0, 0))
+    )
+    torch.testing.assert_close(backward, wide, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize(
     ("size", "shape", "options"),
