@@ -60,6 +60,7 @@ def test_a_distributed_model_is_refused_and_told_the_order_that_works():
 def test_a_sharded_model_is_told_the_layout_that_works_and_not_restored_in_part():
     with Wrapped():
         from torch.distributed.fsdp import fully_shard
+
         mesh = torch.distributed.init_device_mesh("cpu", (1,))
         sharded = fully_shard(nn.Sequential(nn.Conv2d(3, 3, 1)), mesh=mesh)
         with pytest.raises(
