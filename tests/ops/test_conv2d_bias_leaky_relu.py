@@ -254,23 +254,6 @@ def test_autocast_computes_in_bfloat16_and_returns_float32_gradients(second_orde
         assert (a - b_).norm() <= 0.03 * b_.norm()
 
 
-@pytest.mark.parametrize("size", [4, 16])  # 4: matrix products, which autocast knows on a CPU
-def test_autocast_around_a_backward_changes_nothing(size):
-    """A float32 layer outside, a penalty's gradients inside: they are float32's, as PyTorch's."""
-    x, w, b = torch.randn(8, 64, size, size), torch.randn(8, 64, 4, 4) / 32, torch.randn(8)
-    leaves = [t.requires_grad_() for t in (x, w, b)]
-
-    def gradients(enabled):
-        output = conv2d_bias_leaky_relu(x, w, b)
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            first = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
-            second = torch.autograd.grad(first[0].square().sum(), [x, w])
-        return [*first, *second]
-
-    for inside, outside in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(inside, outside)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_autocast_without_a_bias_leaves_float64_alone(dtype):
     (x, w, _), options = case(GEOMETRIES[1], dtype)
