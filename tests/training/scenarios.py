@@ -20,6 +20,7 @@ from toys import Batch, Constant, Noise, Regression, TwoNumbers, models, sgd
 from fastgen.data import load
 from fastgen.models import Autoencoder, Losses, Model, Phase
 from fastgen.training import NonFiniteLoss, Trainer
+from fastgen.training.processes import find_processes
 
 State = dict[str, Tensor]
 
@@ -222,6 +223,19 @@ def gaps(rank: int) -> State:
     model = Gaps()
     Trainer(model, Numbered(), optimizer=optimizer, progress=False).fit(1)
     return state(model)
+
+
+def half_precision(rank: int) -> tuple[torch.dtype, float, float]:
+    """The mean of a bfloat16 gradient over three images of each process, and of a loss."""
+    weight = torch.zeros(1, dtype=torch.bfloat16)
+    gradient = torch.tensor([2**-8 if rank else 1.0], dtype=torch.bfloat16)
+    processes = find_processes()
+    with processes.together():
+        losses, (mean,) = processes.average(
+            {"loss": torch.tensor(float(rank))}, [weight], [gradient], 3
+        )
+    assert mean is not None
+    return mean.dtype, mean.item(), losses["loss"].item()
 
 
 def batch_size(rank: int, size: int) -> None:

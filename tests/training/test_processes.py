@@ -73,6 +73,11 @@ def test_all_processes_have_the_same_weights_averages_and_buffers() -> None:
         assert_close(one[kind], scenarios.digits(0, kind), within=0.1)
 
 
+def test_means_of_half_precision_are_added_up_in_float32() -> None:
+    """0.502 lies between two bfloat16 numbers: the sum of 3 and 3/256, rounded, led to the upper."""
+    assert values(scenarios.half_precision) == [(torch.bfloat16, 0.5, 0.5)] * 2
+
+
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     kinds = ["dropout", "wgan", "vae"]
     values(scenarios.resumed, tmp_path, kinds)
