@@ -74,7 +74,7 @@ def test_all_processes_have_the_same_weights_averages_and_buffers() -> None:
 
 
 def test_means_of_half_precision_are_added_up_in_float32() -> None:
-    """0.502 lies between two bfloat16 numbers: the sum of 3 and 3/256, rounded, led to the upper."""
+    """0.502 lies between two bfloat16 numbers; the sum of 3 and 3/256, rounded, leads above it."""
     assert values(scenarios.half_precision) == [(torch.bfloat16, 0.5, 0.5)] * 2
 
 
