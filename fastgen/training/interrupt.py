@@ -41,13 +41,16 @@ class Stop:
 def answering_signals() -> Iterator[Stop]:
     """Note the first SIGINT or SIGTERM instead of dying; the second one stops at once.
 
-    Outside the main thread, where Python does not allow handlers, signals do what they always do.
+    Outside the main thread, where Python does not allow handlers, signals do what they always do. A
+    signal that is ignored stays so, as Ctrl-C is by what a script runs in the background.
     """
     stop = Stop()
     if current_thread() is not main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    # None: another's, which Python could not put back.
+    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -57,7 +60,7 @@ def answering_signals() -> Iterator[Stop]:
         stop.signal = number
         restore()
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, note)
     try:
         yield stop

@@ -252,6 +252,26 @@ def test_a_second_ctrl_c_stops_at_once(digits: Splits, run: Path) -> None:
     assert stopped.step == 0
 
 
+def test_a_signal_that_is_ignored_stays_so(digits: Splits) -> None:
+    trained = trainer("gan", digits, None)
+    phase = trained._stepper.phases[0]
+
+    def loss(images: Any, labels: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return phase.loss(images, labels)
+
+    trained._stepper.phases[0] = type(phase)(phase.name, phase.parameters, loss)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trained.fit(2)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    except KeyboardInterrupt:  # pytest itself would end by it
+        pytest.fail("the training was stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert trained.step == 2
+
+
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
