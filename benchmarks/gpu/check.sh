@@ -204,7 +204,7 @@ tests_part() {
     grep -vE '^tests/(kernels|bench)/' | sort)
   has xdist && jobs+=(-n "${FASTGEN_TEST_JOBS:-6}")
   has pytest_timeout && options+=(--timeout 120)
-  FASTGEN_REQUIRE_GPU=1 bounded tests 160 "$python" -m pytest "${options[@]}" "${jobs[@]}" "${files[@]}"
+  FASTGEN_REQUIRE_GPU=1 bounded tests 200 "$python" -m pytest "${options[@]}" "${jobs[@]}" "${files[@]}"
   local status=$?
   # Tests of the clock want the device for themselves.
   wait_for_sanitize

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.ops import checks, conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
+from fastgen.ops import conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
 
 from .conversion import check_computes_as, share, slope_of, with_activation
+from .sloped import Sloped
 
 
-class ConvLeakyReLU2d(nn.Conv2d):
+class ConvLeakyReLU2d(Sloped, nn.Conv2d):
     r"""leaky_relu(conv2d(x)): :class:`torch.nn.Conv2d` with the activation inside.
 
     .. math:: y = \mathrm{leakyReLU}(w * x + b)
@@ -36,19 +37,6 @@ class ConvLeakyReLU2d(nn.Conv2d):
         )
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        negative_slope: float = 0.2,
-        device: torch.device | str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        # `torch.nn.utils.skip_init` looks for it by its name; it may also be given by its place.
-        if device is not None:
-            kwargs["device"] = device
-        super().__init__(*args, **kwargs)
-        self.negative_slope = checks.slope(negative_slope)
-
     def forward(self, input: Tensor) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != "zeros":
@@ -64,10 +52,6 @@ class ConvLeakyReLU2d(nn.Conv2d):
             self.groups,
             self.negative_slope,
         )
-
-    def extra_repr(self) -> str:
-        inherited = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{inherited}, negative_slope={self.negative_slope:g}"
 
     @classmethod
     def from_torch(cls, conv: nn.Conv2d, activation: nn.Module | None = None) -> ConvLeakyReLU2d:
@@ -115,7 +99,7 @@ class ConvLeakyReLU2d(nn.Conv2d):
         return with_activation(conv, self.negative_slope)
 
 
-class ConvTransposeLeakyReLU2d(nn.ConvTranspose2d):
+class ConvTransposeLeakyReLU2d(Sloped, nn.ConvTranspose2d):
     r"""leaky_relu(conv_transpose2d(x)): :class:`torch.nn.ConvTranspose2d`, activation inside.
 
     Takes the arguments of :class:`torch.nn.ConvTranspose2d` (`output_size` at the call too) and
@@ -131,16 +115,11 @@ class ConvTransposeLeakyReLU2d(nn.ConvTranspose2d):
     def __init__(
         self,
         *args: Any,
-        negative_slope: float = 0.2,
         tanh: bool = False,
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> None:
-        # `torch.nn.utils.skip_init` looks for it by its name; it may also be given by its place.
-        if device is not None:
-            kwargs["device"] = device
-        super().__init__(*args, **kwargs)
-        self.negative_slope = checks.slope(negative_slope)
+        super().__init__(*args, device=device, **kwargs)
         self.tanh = tanh
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -167,9 +146,10 @@ class ConvTransposeLeakyReLU2d(nn.ConvTranspose2d):
         )
 
     def extra_repr(self) -> str:
-        inherited = super().extra_repr()  # type: ignore[no-untyped-call]
-        activation = "tanh=True" if self.tanh else f"negative_slope={self.negative_slope:g}"
-        return f"{inherited}, {activation}"
+        if not self.tanh:
+            return super().extra_repr()
+        inherited = nn.ConvTranspose2d.extra_repr(self)  # type: ignore[no-untyped-call]
+        return f"{inherited}, tanh=True"
 
     @classmethod
     def from_torch(

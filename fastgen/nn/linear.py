@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.ops import bias_leaky_relu, checks
+from fastgen.ops import bias_leaky_relu
 from fastgen.ops.geometry import autocast
 
 from .conversion import check_computes_as, share, slope_of, with_activation
+from .sloped import Sloped
 
 
 def linear_bias_leaky_relu(
@@ -26,7 +24,7 @@ def linear_bias_leaky_relu(
     return bias_leaky_relu(rows, bias, negative_slope).view(product.shape)
 
 
-class LinearLeakyReLU(nn.Linear):
+class LinearLeakyReLU(Sloped, nn.Linear):
     r"""leaky_relu(x W^T + b): :class:`torch.nn.Linear` with the activation inside.
 
     The product is PyTorch's, on a CPU with the bias; the rest is
@@ -39,26 +37,10 @@ class LinearLeakyReLU(nn.Linear):
             :class:`torch.nn.Linear`).
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        negative_slope: float = 0.2,
-        device: torch.device | str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        # `torch.nn.utils.skip_init` looks for it by its name; it may also be given by its place.
-        if device is not None:
-            kwargs["device"] = device
-        super().__init__(*args, **kwargs)
-        self.negative_slope = checks.slope(negative_slope)
-
     def forward(self, input: Tensor) -> Tensor:
         if self.negative_slope == 1:
             return super().forward(input)
         return linear_bias_leaky_relu(input, self.weight, self.bias, self.negative_slope)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, negative_slope={self.negative_slope:g}"
 
     @classmethod
     def from_torch(cls, linear: nn.Linear, activation: nn.Module | None = None) -> LinearLeakyReLU:

@@ -48,9 +48,12 @@ def answering_signals() -> Iterator[Stop]:
     if current_thread() is not main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    # None: another's, which Python could not put back.
-    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    before = {
+        number: handler
+        for number in SIGNALS
+        # None: one that Python did not set and could not put back.
+        if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+    }
 
     def restore() -> None:
         for number, handler in before.items():

@@ -2,6 +2,7 @@
 // for races. A line of the standard input is one call: the operation, a dtype and its numbers. The
 // kernels that ran are named by their addresses.
 
+#include <cmath>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -32,13 +33,12 @@ class Memory {
     std::memset(memory_.get(), written ? 0x3c : 0xff, bytes_);
   }
   void* at() { return memory_.get(); }
-  // 0xff in both bytes of a number of 16 bits, or of the upper half of 32.
-  bool has_nan(std::int64_t size) const {
-    const auto* bytes = static_cast<const unsigned char*>(memory_.get());
-    for (std::int64_t i = size - 2; i + 1 < bytes_; i += size) {
-      if (bytes[i] == 0xff && (bytes[i + 1] & 0x7f) == 0x7f) return true;
+  template <typename T>
+  void require_numbers(const char* name) const {
+    const auto* values = static_cast<const T*>(memory_.get());
+    for (std::int64_t i = 0; i < bytes_ / static_cast<std::int64_t>(sizeof(T)); ++i) {
+      host::require(!std::isnan(to_float(values[i])), std::string(name) + " holds NaN");
     }
-    return false;
   }
 
  private:
@@ -49,8 +49,15 @@ class Memory {
   std::unique_ptr<void, Free> memory_;
 };
 
+std::string dtype_name;
 Dtype dtype;
 std::int64_t size;  // of an element
+
+void require_numbers(const char* name, const Memory& memory) {
+  host::with_dtype(dtype_name, [&](auto zero) {
+    memory.require_numbers<decltype(zero)>(name);
+  });
+}
 
 std::int64_t next(std::istream& line) {
   std::int64_t number = 0;
@@ -80,8 +87,8 @@ void bias(std::istream& line) {
   Memory partials(partial_sums_size(call), 4, false);
   call.partials = static_cast<float*>(partials.at());
   require_success(bias_leaky_relu(call, nullptr));
-  host::require(in_place || !result.has_nan(size), "the result has NaN");
-  host::require(!sum || !sums.has_nan(size), "the sums have NaN");
+  require_numbers("the result", in_place ? input : result);
+  if (sum) require_numbers("the sum", sums);
 }
 
 void noise(std::istream& line) {
@@ -113,9 +120,9 @@ void noise(std::istream& line) {
   Memory partials(partial_sums_size(call), 4, false);
   call.partials = static_cast<float*>(partials.at());
   require_success(reparameterize(call, nullptr));
-  host::require(!result.has_nan(size), "the result has NaN");
-  host::require(call.grad_logvar == nullptr || !grad_logvar.has_nan(size), "a gradient has NaN");
-  host::require(!divergence || !kl.has_nan(4), "the divergence has NaN");
+  require_numbers("the result", result);
+  if (call.grad_logvar != nullptr) require_numbers("the gradient", grad_logvar);
+  if (divergence) kl.require_numbers<float>("the divergence");
 }
 
 void put_strides(std::int64_t (&strides)[4], const std::int64_t (&extents)[4], bool last) {
@@ -145,9 +152,21 @@ struct Edge {
   }
 };
 
+// What the calls of all three say alike.
+template <typename Call>
+Call call_of(const Edge& edge) {
+  Call call{};
+  call.batch = edge.batch;
+  call.kernel_h = call.kernel_w = edge.kernel;
+  call.stride_h = call.stride_w = edge.stride;
+  call.padding_h = call.padding_w = edge.padding;
+  call.dtype = dtype;
+  return call;
+}
+
 void edge_forward(std::istream& line) {
   const Edge edge(line);
-  ImageEdgeConvCall call{};
+  auto call = call_of<ImageEdgeConvCall>(edge);
   const bool bias = next(line) != 0, mask = next(line) != 0;
   call.allow_tf32 = next(line) != 0;
   Memory input(edge.pixels(), size), weight(edge.weights(), size), shifts(edge.others, size);
@@ -157,50 +176,42 @@ void edge_forward(std::istream& line) {
   if (bias) call.bias = shifts.at();
   if (mask) call.output = output.at();
   call.result = result.at();
-  call.batch = edge.batch, call.channels = edge.channels, call.height = edge.height;
-  call.width = edge.width, call.filters = edge.others;
-  call.kernel_h = call.kernel_w = edge.kernel;
+  call.channels = edge.channels, call.height = edge.height, call.width = edge.width;
+  call.filters = edge.others;
   call.out_height = edge.map_height, call.out_width = edge.map_width;
   put_strides(call.input_strides, {edge.batch, edge.channels, edge.height, edge.width}, edge.last);
   put_strides(call.weight_strides, {edge.others, edge.channels, edge.kernel, edge.kernel},
               edge.last);
-  call.stride_h = call.stride_w = edge.stride;
-  call.padding_h = call.padding_w = edge.padding;
   call.slope = 0.2f;
   call.channels_last = edge.last;
-  call.dtype = dtype;
   require_success(image_edge_conv2d(call, nullptr));
-  host::require(!result.has_nan(size), "the result has NaN");
+  require_numbers("the result", result);
 }
 
 void edge_weight(std::istream& line) {
   const Edge edge(line);
-  ImageEdgeWeightCall call{};
+  auto call = call_of<ImageEdgeWeightCall>(edge);
   Memory picture(edge.pixels(), size), map(edge.points(), size);
   Memory result(edge.weights(), size, false);
   call.picture = picture.at();
   call.map = map.at();
   call.result = result.at();
-  call.batch = edge.batch, call.channels = edge.channels, call.height = edge.height;
-  call.width = edge.width, call.filters = edge.others;
-  call.kernel_h = call.kernel_w = edge.kernel;
+  call.channels = edge.channels, call.height = edge.height, call.width = edge.width;
+  call.filters = edge.others;
   call.map_height = edge.map_height, call.map_width = edge.map_width;
   put_strides(call.picture_strides, {edge.batch, edge.channels, edge.height, edge.width},
               edge.last);
   put_strides(call.result_strides, {edge.others, edge.channels, edge.kernel, edge.kernel},
               edge.last);
-  call.stride_h = call.stride_w = edge.stride;
-  call.padding_h = call.padding_w = edge.padding;
-  call.dtype = dtype;
   Memory partials(edge_weight_partials(call), 4, false);
   call.partials = static_cast<float*>(partials.at());
   require_success(image_edge_conv2d_weight(call, nullptr));
-  host::require(!result.has_nan(size), "the result has NaN");
+  require_numbers("the result", result);
 }
 
 void edge_transposed(std::istream& line) {
   const Edge edge(line);
-  ImageEdgeTransposeCall call{};
+  auto call = call_of<ImageEdgeTransposeCall>(edge);
   const bool bias = next(line) != 0;
   call.tanh = next(line) != 0;
   call.allow_tf32 = next(line) != 0;
@@ -210,19 +221,15 @@ void edge_transposed(std::istream& line) {
   call.weight = weight.at();
   if (bias) call.bias = shifts.at();
   call.result = result.at();
-  call.batch = edge.batch, call.channels = edge.others, call.height = edge.map_height;
-  call.width = edge.map_width, call.out_channels = edge.channels;
-  call.kernel_h = call.kernel_w = edge.kernel;
+  call.channels = edge.others, call.height = edge.map_height, call.width = edge.map_width;
+  call.out_channels = edge.channels;
   call.out_height = edge.height, call.out_width = edge.width;
   put_strides(call.weight_strides, {edge.others, edge.channels, edge.kernel, edge.kernel},
               edge.last);
-  call.stride_h = call.stride_w = edge.stride;
-  call.padding_h = call.padding_w = edge.padding;
   call.slope = call.tanh ? 1.0f : 0.2f;
   call.input_channels_last = call.channels_last = edge.last;
-  call.dtype = dtype;
   require_success(image_edge_conv_transpose2d(call, nullptr));
-  host::require(!result.has_nan(size), "the result has NaN");
+  require_numbers("the result", result);
 }
 
 }  // namespace
@@ -237,12 +244,12 @@ int main() {
   std::string text;
   while (std::getline(std::cin, text)) {
     std::istringstream line(text);
-    std::string operation, name;
-    line >> operation >> name;
-    host::with_dtype(name, [](auto element) { size = sizeof(element); });
-    dtype = name == "float32"    ? Dtype::float32
-            : name == "bfloat16" ? Dtype::bfloat16
-                                 : Dtype::float16;
+    std::string operation;
+    line >> operation >> dtype_name;
+    host::with_dtype(dtype_name, [](auto zero) { size = sizeof(zero); });
+    dtype = dtype_name == "float32"    ? Dtype::float32
+            : dtype_name == "bfloat16" ? Dtype::bfloat16
+                                       : Dtype::float16;
     std::fprintf(stderr, "%s\n", text.c_str());  // the last one is the one that failed
     const auto found = operations.find(operation);
     host::require(found != operations.end(), "unknown operation " + operation);

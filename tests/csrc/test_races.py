@@ -16,24 +16,16 @@ from pathlib import Path
 
 import emulated_nvcc
 import pytest
+import sanitize_cases
 from host import HERE, ROOT, compiler, kept, part_of_the_build
-from sanitize_cases import LATENTS, MAPS
 
 EMULATION = HERE.parent / "emulation"
 KERNELS = sorted(f for f in (ROOT / "csrc/cuda").glob("*.cu") if "sm90" not in f.name)
 FLAGS = ("-O1", "-g1", "-fsanitize=thread", "-fno-builtin")
 DTYPES = ("float32", "bfloat16", "float16")
 
-# (picture channels, other channels, height, width, kernel, stride, padding)
-EDGES = (
-    (3, 5, 9, 7, 4, 2, 1),
-    (1, 64, 16, 16, 4, 2, 1),
-    (3, 33, 9, 12, 3, 1, 1),
-    (4, 16, 8, 20, 5, 1, 2),
-    (2, 8, 6, 5, 1, 1, 0),
-    (3, 70, 17, 18, 4, 2, 1),
-    (3, 16, 24, 96, 3, 1, 1),
-)
+# And one wide enough for several warps side by side, and for several tiles of a block.
+EDGES = (*sanitize_cases.EDGES, (3, 16, 24, 96, 3, 1, 1))
 
 
 def watched(name: str, kernels: list[Path], program: list[Path]) -> Path:
@@ -105,7 +97,7 @@ def test_a_planted_race_is_found(planted: Path, wrong: str, found: str) -> None:
 
 def bias_calls() -> Iterator[tuple[int, ...]]:
     """outer, channels, inner; whether there are a shift, a mask, sums; whether in place."""
-    for n, c, h, w in MAPS:
+    for n, c, h, w in sanitize_cases.MAPS:
         for extents in ((n, c, h * w), (n * h * w, c, 1)):
             for parts in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 1, 1)):
                 yield *extents, *parts, 0
@@ -115,7 +107,7 @@ def bias_calls() -> Iterator[tuple[int, ...]]:
 def noise_calls() -> Iterator[tuple[int, ...]]:
     """Kind, samples, channels, positions, whether channels_last."""
     for kind in range(4):
-        for samples, channels, *picture in LATENTS:
+        for samples, channels, *picture in sanitize_cases.LATENTS:
             positions = picture[0] * picture[1] if picture else 1
             yield kind, samples, channels, positions, 0
             if positions != 1:

@@ -171,18 +171,23 @@ def test_calls_that_differ_in_layouts_alone_have_their_own_results_and_layouts(c
                 assert y.is_contiguous(memory_format=last) == (last in formats)
 
 
-def test_narrowed_kernels_choose_by_layout_and_forget_with_their_router(monkeypatch):
+def noting_router(monkeypatch, automatic):
+    """A router that knows nothing yet, for "auto", and the passes that it chooses a way for."""
     router = routing.ConvolutionRouter("conv2d_bias_leaky_relu")
     monkeypatch.setitem(backend.KERNELS, ("conv2d_bias_leaky_relu", backend.AUTO), router)
-    monkeypatch.setattr(backend, "_automatic", {"cpu": frozenset({"cpp", "torch"})})
-    chosen = []
-    choose = routing.Router._choose
+    monkeypatch.setattr(backend, "_automatic", automatic)
+    chosen, choose = [], routing.Router._choose
 
     def noting(self, pass_, arguments):
         chosen.append(pass_)
         return choose(self, pass_, arguments)
 
     monkeypatch.setattr(routing.Router, "_choose", noting)
+    return router, chosen
+
+
+def test_narrowed_kernels_choose_by_layout_and_forget_with_their_router(monkeypatch):
+    router, chosen = noting_router(monkeypatch, {"cpu": frozenset({"cpp", "torch"})})
     layer = LAYERS["conv"]()
     x = X.clone().requires_grad_()
     last = X.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -283,17 +288,7 @@ def test_a_call_on_tensors_without_memory_is_another_one():
 
 def test_a_choice_does_not_outlive_the_precision_that_it_was_made_for(monkeypatch):
     """On a GPU kernels of float32 convolutions are made for TF32 or for IEEE's."""
-    router = routing.ConvolutionRouter("conv2d_bias_leaky_relu")
-    monkeypatch.setitem(backend.KERNELS, ("conv2d_bias_leaky_relu", backend.AUTO), router)
-    monkeypatch.setattr(backend, "_automatic", {"cuda": frozenset({"torch"})})
-    chosen = []
-    choose = routing.Router._choose
-
-    def noting(self, pass_, arguments):
-        chosen.append(pass_)
-        return choose(self, pass_, arguments)
-
-    monkeypatch.setattr(routing.Router, "_choose", noting)
+    router, chosen = noting_router(monkeypatch, {"cuda": frozenset({"torch"})})
     with FakeTensorMode(), torch.no_grad():
         x, weight = (torch.empty(s, device="cuda") for s in ((2, 4, 6, 6), (5, 4, 3, 3)))
         held = None
