@@ -289,11 +289,11 @@ def ceilings_line(ceilings: Results) -> str:
         f"{rate / 1e12:.0f} TFLOP/s in {'TF32' if dtype == 'float32' else dtype}"
         for dtype, rate in ceilings["operations_per_second"].items()
     )
-    copied = ceilings["copy_bytes_per_second"] / 1e12
-    return (
-        f"Ceilings in the same run: a copy moves {copied:.2f} TB/s, read and written; a matrix "
-        f"product of 8192 rows\nreaches {rates}."
-    )
+    moved = f"a copy moves {ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s, read and written"
+    filled = ceilings.get("fill_bytes_per_second")
+    if filled is not None:
+        moved += f", filling a tensor {filled / 1e12:.2f} TB/s"
+    return f"Ceilings in the same run: {moved}; a matrix product of 8192 rows\nreaches {rates}."
 
 
 STEP_PEERS = ("eager", "compile reduce-overhead", "jax jit")

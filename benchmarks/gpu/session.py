@@ -3,7 +3,7 @@
 The file is written after every row, so whatever stops the run leaves what was measured. Format 1:
 
     machine    device, driver, versions, commit, digest of the sources, settings
-    ceilings   copy_bytes_per_second; operations_per_second by dtype
+    ceilings   copy_bytes_per_second, fill_bytes_per_second; operations_per_second by dtype
     groups     name -> {"rows": [...], "skipped": [job, ...], "seconds": spent}
     row        name, dtype, what it is; seconds, spread and failed by candidate; bytes, operations;
                difference (ours from eager, relative); errors (of both from float64, where they

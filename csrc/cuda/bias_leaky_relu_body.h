@@ -346,8 +346,14 @@ FASTGEN_HD bool bias_columns(const BiasArguments<T>& a, std::int64_t block, int 
 // a block that holds whole periods has anything to add up.
 template <int V>
 FASTGEN_HD void put_columns(float* tree, int thread, const float (&sums)[V]) {
+  constexpr int kWide = V < 4 ? V : 4;
   FASTGEN_UNROLL
-  for (int v = 0; v < V; ++v) tree[thread * V + v] = sums[v];
+  for (int v = 0; v < V; v += kWide) {
+    float values[kWide];
+    FASTGEN_UNROLL
+    for (int i = 0; i < kWide; ++i) values[i] = sums[v + i];
+    store_shared(tree + thread * V + v, values);
+  }
 }
 
 template <typename T>

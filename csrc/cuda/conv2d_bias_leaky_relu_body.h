@@ -87,7 +87,7 @@ FASTGEN_HD void stage_constants(const EdgeConvArguments<T>& a, int chunk, int th
       const int channel = index / 32 * 32 + Tile::stored_channel(index % 32);
       const T values[4] = {weight(channel, tap, 0), weight(channel, tap, 1),
                            weight(channel, tap, 2), weight(channel, tap, 3)};
-      shared.weights[i] = round_quad(quad_of(values));
+      store_shared(shared.weights[i].words, round_quad(quad_of(values)).words);
     }
   } else {  // [tap][c][channel], four channels a quad
     const int quads = plan.chunk_channels / 4;
@@ -95,7 +95,7 @@ FASTGEN_HD void stage_constants(const EdgeConvArguments<T>& a, int chunk, int th
       const int channel = i % quads * 4, tap = i / quads / a.channels, c = i / quads % a.channels;
       const T values[4] = {weight(channel, tap, c), weight(channel + 1, tap, c),
                            weight(channel + 2, tap, c), weight(channel + 3, tap, c)};
-      shared.weights[i] = quad_of(values);
+      store_shared(shared.weights[i].words, quad_of(values).words);
     }
   }
   for (int i = thread; i < 4 * plan.steps; i += kEdgeThreads) {
@@ -133,7 +133,8 @@ template <typename T>
 FASTGEN_HD void put_pixel(const EdgeConvArguments<T>& a, Quad<T>* patch, int i,
                           const Quad<T>& quad) {
   const int y = static_cast<int>(a.plan.by_patch_width.quotient(i));
-  patch[y * a.plan.pitch + i - y * static_cast<int>(a.plan.by_patch_width.divisor)] = quad;
+  const int x = i - y * static_cast<int>(a.plan.by_patch_width.divisor);
+  store_shared(patch[y * a.plan.pitch + x].words, quad.words);
 }
 
 template <typename T, bool kTensorCore>
@@ -227,7 +228,7 @@ FASTGEN_HD Pair load_pair(const Quad<float>* quad, int v) {
   const float2 pair = *reinterpret_cast<const float2*>(quad->words + v);
   return {pair.x, pair.y};
 #else
-  return {quad_value(*quad, v), quad_value(*quad, v + 1)};
+  return load_whole<Pair>(quad->words + v);
 #endif
 }
 

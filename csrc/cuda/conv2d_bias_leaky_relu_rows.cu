@@ -23,11 +23,14 @@ __global__ void __launch_bounds__(kRowsThreads, rows_resident<T>(kSteps))
   if (a.plan.raw_weights) copy_raw_weights(a, chunk, thread, raw);
   stage_bias(a, chunk, thread, shared.bias);
   put_pieces(a, place, thread, held, shared.patches);
+  wait_for_async_groups<0>();
   __syncthreads();
   deal_weights(a, chunk, thread, raw, shared.weights);
   __syncthreads();
   Rows weights[kMatrices<T>][kSteps];
   load_weights(lane, shared, weights);
+  float bias[kMatrices<T>][4];
+  if (!kMasked) load_bias(lane, shared.bias, bias);
   int places[2 * kSteps];
   const RowsUnits<T> units(a.plan, lane);
   find_words<T, kSteps>(a, lane, units, places);
@@ -51,11 +54,11 @@ __global__ void __launch_bounds__(kRowsThreads, rows_resident<T>(kSteps))
 #pragma unroll 1
     for (int unit = 0; unit < a.plan.units && rows > 0; ++unit) {
       Pack<T, kWideExtent<T>> masks[2];
-      if constexpr (kMasked) load_masks(a, output, runs.pixels, masks);
+      if constexpr (kMasked) load_masks(output, runs, masks);
       Columns columns[kSteps];
       load_columns(shared.patches, offset, places, columns);
       float sums[kMatrices<T>][4];
-      start_sums<T>(lane, shared.bias, sums);
+      start_sums<T, kMasked>(a, lane, shared.bias, bias, sums);
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
@@ -63,7 +66,7 @@ __global__ void __launch_bounds__(kRowsThreads, rows_resident<T>(kSteps))
           multiply<T>(sums[m][0], sums[m][1], sums[m][2], sums[m][3], weights[m][k], columns[k]);
         }
       }
-      store_unit<T, kMasked>(a, result, runs.pixels, masks, sums);
+      store_unit<T, kMasked>(a, result, runs, masks, sums);
       rows -= units.step_y;
       offset += step;
       result += runs.step;

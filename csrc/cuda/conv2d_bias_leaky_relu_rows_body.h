@@ -16,6 +16,7 @@
 // g kRun + 2 m and g kRun + 2 m + 1 in product m makes a run of 16 bytes of each of its two pixels.
 #pragma once
 
+#include "cuda/async_copy.h"
 #include "cuda/conv2d_bias_leaky_relu_rows_plan.h"
 
 namespace fastgen::cuda {
@@ -46,32 +47,6 @@ struct RowsLane {
   }
 };
 
-struct Words4 {
-  std::uint32_t words[4];
-};
-
-// One access of 16 bytes of shared memory. Spelled out, as nvcc takes assignments apart.
-FASTGEN_HD void store_words(std::uint32_t* address, std::uint32_t w0, std::uint32_t w1,
-                            std::uint32_t w2, std::uint32_t w3) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(
-                   static_cast<std::uint32_t>(__cvta_generic_to_shared(address))),
-               "r"(w0), "r"(w1), "r"(w2), "r"(w3)
-               : "memory");
-#else
-  address[0] = w0, address[1] = w1, address[2] = w2, address[3] = w3;
-#endif
-}
-
-FASTGEN_HD Words4 load_words(const void* address) {
-#if defined(__CUDA_ARCH__)
-  const uint4 word = *static_cast<const uint4*>(address);
-  return {{word.x, word.y, word.z, word.w}};
-#else
-  return *static_cast<const Words4*>(address);
-#endif
-}
-
 // --------------------------------------------------------------------------------------- weights
 
 // Values of a chunk's weights that exist.
@@ -83,6 +58,7 @@ FASTGEN_HD int chunk_values(const RowsConvArguments<T>& a, int chunk) {
   return (left < channels ? left : channels) * filter;
 }
 
+// On its way until the thread's copies are waited for.
 template <typename T>
 FASTGEN_HD void copy_raw_weights(const RowsConvArguments<T>& a, int chunk, int thread,
                                  std::uint32_t* raw) {
@@ -92,9 +68,11 @@ FASTGEN_HD void copy_raw_weights(const RowsConvArguments<T>& a, int chunk, int t
                                  (kGroup<T> << a.plan.log_channel_warps) * filter;
   const int pieces = chunk_values(a, chunk) / V;
   for (int i = thread; i < pieces; i += kRowsThreads) {
-    const Words4 piece = load_words(from + i * V);
-    store_words(raw + 4 * i, piece.words[0], piece.words[1], piece.words[2], piece.words[3]);
+    const int run = static_cast<int>(a.plan.by_run.quotient(i));
+    const int place = i + run * (a.plan.raw_pitch - static_cast<int>(a.plan.by_run.divisor));
+    copy_async<16>(raw + 4 * place, from + i * V, true);
   }
+  end_async_group();
 }
 
 FASTGEN_HD std::uint32_t word_of(const float (&values)[1]) {
@@ -127,22 +105,27 @@ FASTGEN_HD void deal_weights(const RowsConvArguments<T>& a, int chunk, int threa
       offsets[v] = c * a.weight_strides[1] + row * a.weight_strides[2] +
                    column * a.weight_strides[3];
     }
-    const int channel = (warps * 8 + lane / 4) * kRun;  // within the chunk
-    const int beginning = chunk * (kGroup<T> << plan.log_channel_warps);
-    const T* from = plan.raw_weights ? reinterpret_cast<const T*>(raw)
-                                     : a.weight + beginning * a.weight_strides[0];
+    const int run = warps * 8 + lane / 4;
+    const int channel = chunk * (kGroup<T> << plan.log_channel_warps) + run * kRun;
+    const T* from = plan.raw_weights ? reinterpret_cast<const T*>(raw + run * plan.raw_pitch * 4)
+                                     : a.weight + channel * a.weight_strides[0];
     std::uint32_t* to = weights + ((warps * kMatrices<T> * plan.steps + slot / 2) * 32 + lane) * 4 +
                         slot % 2 * 2;
     FASTGEN_UNROLL
-    for (int e = 0; e < kRun; ++e) {
-      T values[V] = {};
+    for (int e = 0; e < kRun; e += 2) {
+      std::uint32_t words[2];
       FASTGEN_UNROLL
-      for (int v = 0; v < V; ++v) {
-        if (there[v] && beginning + channel < a.filters) {
-          values[v] = from[(channel + e) * a.weight_strides[0] + offsets[v]];
+      for (int n = 0; n < 2; ++n) {
+        T values[V] = {};
+        FASTGEN_UNROLL
+        for (int v = 0; v < V; ++v) {
+          if (there[v] && channel < a.filters) {
+            values[v] = from[(e + n) * a.weight_strides[0] + offsets[v]];
+          }
         }
+        words[n] = word_of(values);
       }
-      to[e / 2 * plan.steps * 128 + e % 2] = word_of(values);
+      store_shared(to + e / 2 * plan.steps * 128, words);
     }
   }
 }
@@ -157,9 +140,9 @@ FASTGEN_HD void load_weights(const RowsLane<T>& lane, const RowsConvShared& shar
   for (int m = 0; m < kMatrices<T>; ++m) {
     FASTGEN_UNROLL
     for (int step = 0; step < kSteps; ++step) {
-      const Words4 words = load_words(from + (m * kSteps + step) * 128);
+      const auto words = load_pack<std::uint32_t, 4>(from + (m * kSteps + step) * 128);
       FASTGEN_UNROLL
-      for (int w = 0; w < 4; ++w) weights[m][step].words[w] = words.words[w];
+      for (int w = 0; w < 4; ++w) weights[m][step].words[w] = words.values[w];
     }
   }
 }
@@ -235,9 +218,10 @@ FASTGEN_HD RowsPiece fetch_piece(const RowsConvArguments<T>& a, const PatchPlace
   const int row_values = a.width * a.channels;
   const T* values = from.image + (row + at);
   if (in_rows && is_within(at, row_values)) {
-    const Words4 words = load_words(values);
+    const auto words =
+        load_pack<std::uint32_t, 4>(reinterpret_cast<const std::uint32_t*>(values));
     FASTGEN_UNROLL
-    for (int w = 0; w < 4; ++w) piece.words[w] = words.words[w];
+    for (int w = 0; w < 4; ++w) piece.words[w] = words.values[w];
   }
   if constexpr (sizeof(T) == 2) {
     if (plan.shift != 0 && in_rows && is_within(at - 1, row_values)) {
@@ -265,16 +249,17 @@ FASTGEN_HD void put_piece(const RowsConvArguments<T>& a, int i, const RowsPiece&
   std::uint32_t* to = patch + in.row * plan.pitch;
   if constexpr (sizeof(T) == 4) {
     const auto rounded = [](std::uint32_t word) { return bits_of(round_to_tf32(float_of(word))); };
-    store_words(to + in.piece * 4, rounded(w[0]), rounded(w[1]), rounded(w[2]), rounded(w[3]));
+    store_shared(to + in.piece * 4, {rounded(w[0]), rounded(w[1]), rounded(w[2]), rounded(w[3])});
   } else if constexpr (kInput == RowsInput::dense) {
-    store_words(to + in.piece * 4, straddle(w[4], w[0], plan.shift),
-                straddle(w[0], w[1], plan.shift), straddle(w[1], w[2], plan.shift),
-                straddle(w[2], w[3], plan.shift));
+    store_shared(to + in.piece * 4,
+                 {straddle(w[4], w[0], plan.shift), straddle(w[0], w[1], plan.shift),
+                  straddle(w[1], w[2], plan.shift), straddle(w[2], w[3], plan.shift)});
   } else if (a.channels == 3) {
-    store_words(to + in.piece * 8, w[0], w[1] & 0xffffu, straddle(w[1], w[2], 16), w[2] >> 16);
-    store_words(to + in.piece * 8 + 4, w[3], w[4] & 0xffffu, straddle(w[4], w[5], 16), w[5] >> 16);
+    to += in.piece * 8;
+    store_shared(to, {w[0], w[1] & 0xffffu, straddle(w[1], w[2], 16), w[2] >> 16});
+    store_shared(to + 4, {w[3], w[4] & 0xffffu, straddle(w[4], w[5], 16), w[5] >> 16});
   } else {
-    store_words(to + in.piece * 4, w[0] & 0xffffu, w[0] >> 16, w[1] & 0xffffu, w[1] >> 16);
+    store_shared(to + in.piece * 4, {w[0] & 0xffffu, w[0] >> 16, w[1] & 0xffffu, w[1] >> 16});
   }
 }
 
@@ -356,7 +341,8 @@ struct RowsUnits {
   int step_y;  // from unit to unit
 
   FASTGEN_HD RowsUnits(const RowsConvPlan& plan, const RowsLane<T>& lane) {
-    const int pixel = lane.pixel_warp * kUnit;
+    const int within = lane.pixel_warp & ((1 << plan.log_spread) - 1);
+    const int pixel = (lane.pixel_warp - within) * kUnit + within;
     y = pixel >> plan.log_tile_width;
     x = pixel - (y << plan.log_tile_width);
     step_y = (kRowsWarps * kUnit >> plan.log_channel_warps) >> plan.log_tile_width;
@@ -376,7 +362,7 @@ FASTGEN_HD void find_words(const RowsConvArguments<T>& a, const RowsLane<T>& lan
   const RowsConvPlan& plan = a.plan;
   const int row_bytes = 4 * plan.pitch, pixel_bytes = a.stride_w * plan.kept * sizeof(T);
   const int window = units.y * a.stride_h * row_bytes + 4 * plan.lead +
-                     (units.x + lane.group) * pixel_bytes;
+                     (units.x + (lane.group << plan.log_spread)) * pixel_bytes;
   FASTGEN_UNROLL
   for (int j = 0; j < 2 * kSteps; ++j) {
     const int word = 4 * j + lane.in_group, row = word / plan.row_words;
@@ -396,23 +382,37 @@ FASTGEN_HD void load_columns(const std::uint32_t* patches, int offset,
   }
 }
 
+// A lane's bias, as what its sums begin with.
 template <typename T>
-FASTGEN_HD void start_sums(const RowsLane<T>& lane, const float* bias,
-                           float (&sums)[kMatrices<T>][4]) {
+FASTGEN_HD void load_bias(const RowsLane<T>& lane, const float* bias,
+                          float (&sums)[kMatrices<T>][4]) {
   FASTGEN_UNROLL
   for (int m = 0; m < kMatrices<T>; ++m) {
-    const Words4 row =
-        load_words(bias + ((lane.channel_warp * kMatrices<T> + m) * 8 + lane.group) * 4);
+    const auto row =
+        load_pack<float, 4>(bias + ((lane.channel_warp * kMatrices<T> + m) * 8 + lane.group) * 4);
     FASTGEN_UNROLL
-    for (int i = 0; i < 4; ++i) sums[m][i] = float_of(row.words[i]);
+    for (int i = 0; i < 4; ++i) sums[m][i] = row.values[i];
   }
 }
 
-// A lane's two runs of the warp's first unit: where the first begins, and how many exist. Those of
-// the next unit are `step` behind.
+// Where masks take registers, too, there are none to hold the bias from unit to unit.
+template <typename T, bool kMasked>
+FASTGEN_HD void start_sums(const RowsConvArguments<T>& a, const RowsLane<T>& lane,
+                           const float* shared_bias, const float (&bias)[kMatrices<T>][4],
+                           float (&sums)[kMatrices<T>][4]) {
+  if (kMasked && a.bias != nullptr) return load_bias(lane, shared_bias, sums);
+  FASTGEN_UNROLL
+  for (int m = 0; m < kMatrices<T>; ++m) {
+    FASTGEN_UNROLL
+    for (int i = 0; i < 4; ++i) sums[m][i] = kMasked ? 0.0f : bias[m][i];
+  }
+}
+
+// A lane's two runs of the warp's first unit: where the first begins, how many exist, and how far
+// behind the second is. Those of the next unit are `step` behind.
 struct UnitRuns {
   std::int64_t offset;
-  int pixels, step;
+  int pixels, second, step;
 };
 
 template <typename T>
@@ -420,31 +420,33 @@ FASTGEN_HD UnitRuns unit_runs(const RowsConvArguments<T>& a, const RowsLane<T>& 
                               const RowsUnits<T>& units, int channel, const EdgePlace& place) {
   const std::uint64_t image = static_cast<std::uint64_t>(static_cast<std::uint32_t>(place.image)) *
                               static_cast<std::uint32_t>(a.out_height * a.out_width * a.filters);
-  const int x = place.x + units.x + 2 * lane.in_group;
+  const int log_spread = a.plan.log_spread;
+  const int x = place.x + units.x + (2 * lane.in_group << log_spread);
   const int pixel = (place.y + units.y) * a.out_width + x;
+  const int pixels = (a.out_width - x + log_spread) >> log_spread;
   return {static_cast<std::int64_t>(image) + (pixel * a.filters + channel),
-          kept_in_register(channel < a.filters ? a.out_width - x : 0),
+          kept_in_register(channel < a.filters ? pixels : 0), a.filters << log_spread,
           units.step_y * a.out_width * a.filters};
 }
 
 // The masks of both runs, which are asked for before the products.
 template <typename T>
-FASTGEN_HD void load_masks(const RowsConvArguments<T>& a, const T* output, int pixels,
+FASTGEN_HD void load_masks(const T* output, const UnitRuns& runs,
                            Pack<T, kWideExtent<T>> (&masks)[2]) {
   FASTGEN_UNROLL
   for (int p = 0; p < 2; ++p) {
-    if (p < pixels) masks[p] = load_pack<T, kWideExtent<T>>(output + p * a.filters);
+    if (p < runs.pixels) masks[p] = load_pack<T, kWideExtent<T>>(output + p * runs.second);
   }
 }
 
 template <typename T, bool kMasked>
-FASTGEN_HD void store_unit(const RowsConvArguments<T>& a, T* result, int pixels,
+FASTGEN_HD void store_unit(const RowsConvArguments<T>& a, T* result, const UnitRuns& runs,
                            const Pack<T, kWideExtent<T>> (&masks)[2],
                            const float (&sums)[kMatrices<T>][4]) {
   constexpr int V = kWideExtent<T>;
   FASTGEN_UNROLL
   for (int p = 0; p < 2; ++p) {
-    if (p >= pixels) break;
+    if (p >= runs.pixels) break;
     float values[V];
     FASTGEN_UNROLL
     for (int e = 0; e < V; ++e) {
@@ -452,7 +454,7 @@ FASTGEN_HD void store_unit(const RowsConvArguments<T>& a, T* result, int pixels,
       values[e] = kMasked ? leaky_relu_mask(sum, to_float(masks[p].values[e]), a.slope)
                           : leaky_relu(sum, a.slope);
     }
-    store_pack<T, V>(result + p * a.filters, values);
+    store_pack<T, V>(result + p * runs.second, values);
   }
 }
 

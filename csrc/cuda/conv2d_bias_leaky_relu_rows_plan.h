@@ -9,8 +9,9 @@ namespace fastgen::cuda {
 inline constexpr int kRowsThreads = 256;
 inline constexpr int kRowsWarps = kRowsThreads / 32;
 
-// A unit is what a warp computes at a time: 8 neighbouring pixels by kGroup channels, of which a
-// lane holds two pixels by a run of 16 bytes. Up to kMostUnits are a warp's share of a tile.
+// A unit is what a warp computes at a time: 8 pixels of a row, neighbours or every other one, by
+// kGroup channels, of which a lane holds two pixels by a run of 16 bytes. Up to kMostUnits are a
+// warp's share of a tile.
 inline constexpr int kUnit = 8;
 inline constexpr int kMostUnits = 4;
 template <typename T>
@@ -52,6 +53,7 @@ struct RowsConvPlan {
   int words;      // of a whole window
   int log_tile_width, tile_height;
   int units;        // of a warp in a tile
+  int log_spread;   // a unit's pixels are 2^log_spread columns apart
   int pitch;        // words from row to row of the patch
   int lead;         // words before the window of a row's first pixel
   int first_piece;  // where the patch's rows begin, counted from that of the tile's first pixel
@@ -60,7 +62,9 @@ struct RowsConvPlan {
   std::uint32_t tiles;
   int log_channel_warps;  // so many of a block's warps lie side by side in channels
   int chunks;
-  bool raw_weights;  // a chunk's weights are one run of 16-byte pieces
+  bool raw_weights;     // a chunk's weights are one run of 16-byte pieces
+  FastDivide by_run;    // pieces of the kWideExtent filters that a lane deals out
+  int raw_pitch;        // pieces from one such run to the next in shared memory
   int raw_bytes, weight_bytes, bias_bytes, patch_bytes, shared_bytes;
   std::uint32_t blocks;  // per chunk
 };
@@ -132,7 +136,7 @@ void choose_rows_tile(const ImageEdgeConvCall& call, int shared_limit, RowsConvP
   const int across = (kRowsWarps >> plan.log_channel_warps) * kUnit, pixels = across * plan.units;
   double best = 0;
   // A warp's units stand one below the other, so a row is no longer than one of each warp.
-  for (int log_width = 3; across >> log_width >= 1; ++log_width) {
+  for (int log_width = 3 + plan.log_spread; across >> log_width >= 1; ++log_width) {
     const std::int64_t width = std::int64_t{1} << log_width, height = pixels >> log_width;
     const std::int64_t tiles_x = ceil_div(call.out_width, width);
     const std::int64_t tiles_y = ceil_div(call.out_height, height);
@@ -161,6 +165,17 @@ void choose_rows_tile(const ImageEdgeConvCall& call, int shared_limit, RowsConvP
     with.shared_bytes = static_cast<int>(shared);
     plan = with;
   }
+}
+
+// How often a bank of shared memory is asked for different words when the lanes read one word each
+// of windows that begin so many words apart: four neighbours of each of a unit's windows.
+inline int asked_at_once(int words_apart) {
+  int of_bank[32] = {}, most = 0;
+  for (int word = 0; word < 7 * words_apart + 4; ++word) {
+    const bool asked = word % words_apart < 4 || word >= 7 * words_apart;
+    if (asked) most = std::max(most, ++of_bank[word % 32]);
+  }
+  return most;
 }
 
 // takes is false for what the general kernel has to do.
@@ -198,13 +213,20 @@ RowsConvPlan rows_conv_plan(const ImageEdgeConvCall& call, int multiprocessors, 
     ++plan.log_channel_warps;
   }
   const int together = 1 << plan.log_channel_warps;
+  // Every other pixel where neighbours' windows lie on the same banks.
+  const int apart = static_cast<int>(call.stride_w * kept / kPerWord<T>);
+  const bool room = kRowsWarps / together >= 2 && call.out_width > kUnit;
+  plan.log_spread = room && asked_at_once(2 * apart) < asked_at_once(apart) ? 1 : 0;
   plan.chunks = static_cast<int>(ceil_div(groups, together));
   plan.weight_bytes = together * kMatrices<T> * plan.steps * 32 * 16;
   plan.bias_bytes = together * kMatrices<T> * 8 * 16;
   plan.raw_weights = has_raw_weights<T>(call);
   if (plan.raw_weights) {
-    plan.raw_bytes = static_cast<int>(together * kGroup<T> * call.channels * call.kernel_h *
-                                      call.kernel_w * static_cast<std::int64_t>(sizeof(T)));
+    // Eight runs lie an odd number of pieces apart, so that lanes find them on different banks.
+    const std::int64_t run = call.channels * call.kernel_h * call.kernel_w;
+    plan.by_run = FastDivide(static_cast<std::uint32_t>(run));
+    plan.raw_pitch = static_cast<int>(run | 1);
+    plan.raw_bytes = together * 8 * plan.raw_pitch * 16;
   }
   // Fewer units where a large stride makes their patch too large.
   for (plan.units = kMostUnits; plan.units > 0; plan.units /= 2) {

@@ -63,16 +63,6 @@ FASTGEN_HD TileRun run_of(const EdgeWeightPlan& plan, std::uint32_t block) {
   return {first, first + plan.share + (block < more ? 1 : 0)};
 }
 
-// Four floats into shared memory, in one access.
-FASTGEN_HD void store_four(float* address, const Quad<float>& four) {
-#if defined(__CUDA_ARCH__)
-  *reinterpret_cast<uint4*>(address) =
-      make_uint4(four.words[0], four.words[1], four.words[2], four.words[3]);
-#else
-  std::memcpy(address, four.words, sizeof(four.words));
-#endif
-}
-
 // ----------------------------------------------------------------------------------------- staging
 
 struct WeightPlace {
@@ -199,7 +189,8 @@ FASTGEN_HD void round_patch(const EdgeWeightPlan& plan, int thread, unsigned cha
     FASTGEN_UNROLL_BY(1)
     for (int i = thread * piece; i < count; i += plan.threads * piece) {
       if (piece == 4) {
-        store_four(patch + i, round_quad(load_quad<float>(patch + i)));
+        const Quad<float> quad = round_quad(load_quad<float>(patch + i));
+        store_shared(reinterpret_cast<std::uint32_t*>(patch + i), quad.words);
         continue;
       }
       for (int v = 0; v < piece; ++v) patch[i + v] = round_to_tf32(patch[i + v]);
@@ -284,8 +275,7 @@ FASTGEN_HD Two load_two(const void* address) {
   const float2 two = *static_cast<const float2*>(address);
   return {two.x, two.y};
 #else
-  const float* values = static_cast<const float*>(address);
-  return {values[0], values[1]};
+  return load_whole<Two>(address);
 #endif
 }
 
@@ -382,7 +372,7 @@ FASTGEN_HD void leave_sums(const EdgeWeightPlan& plan, const WeightLane& lane,
     for (int j = 0; j < kTiles; ++j) {
       const int quad = ((lane.filter_warp * 2 + tile) * kTiles + j) * 32 + 4 * lane.group +
                        lane.in_group;
-      store_four(shared + 4 * (lane.pixel_warp * quads + quad), quad_of(sums[tile][j]));
+      store_shared(shared + 4 * (lane.pixel_warp * quads + quad), sums[tile][j]);
     }
   }
 }
@@ -445,8 +435,7 @@ FASTGEN_HD void sum_rows(const EdgeWeightArguments<T>& a, int group, int chunk, 
       for (int i = 0; i < 4; ++i) sum[i] += there ? parts[p].values[i] : 0.0f;
     }
   }
-  FASTGEN_UNROLL
-  for (int i = 0; i < 4; ++i) shared[4 * thread + i] = sum[i];
+  store_shared(shared + 4 * thread, sum);
 }
 
 // Behind a barrier, kFoldingThreads threads: the sum of every eight rows into the first of them.

@@ -37,9 +37,9 @@ __device__ __forceinline__ void multiply_chunk(const StripArguments<T>& a,
         if (i >= a.plan.tiles) break;
 #pragma unroll
         for (int part = 0; part < kParts<T>; ++part) {
-          const uint4 word =
-              *reinterpret_cast<const uint4*>(weights + (i * kParts<T> + part) * 32);
-          const Rows rows{{word.x, word.y, word.z, word.w}};
+          const auto words =
+              load_pack<std::uint32_t, 4>((weights + (i * kParts<T> + part) * 32)->words);
+          const Rows rows{{words.values[0], words.values[1], words.values[2], words.values[3]}};
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             float (&d)[4] = sums[4 * i + j];

@@ -50,8 +50,8 @@ FASTGEN_HD void stage_weights(const StripArguments<T>& a, int thread,
       }
       FASTGEN_UNROLL
       for (int part = 0; part < kParts<T>; ++part) {
-        shared.weights[((step * plan.tiles + tile) * kParts<T> + part) * 32 + lane] =
-            rows_of(quads[0], quads[1], part);
+        Rows& to = shared.weights[((step * plan.tiles + tile) * kParts<T> + part) * 32 + lane];
+        store_shared(to.words, rows_of(quads[0], quads[1], part).words);
       }
     }
   } else {
@@ -105,22 +105,6 @@ FASTGEN_HD int position_of(const StripPlan& plan, int slot, int p) {
   return row * plan.columns + p - y * plan.columns;
 }
 
-// N neighbours in one store.
-template <int N>
-FASTGEN_HD void put_products(float* address, const float (&values)[N]) {
-#if defined(__CUDA_ARCH__)
-  if constexpr (N == 4) {
-    *reinterpret_cast<float4*>(address) = make_float4(values[0], values[1], values[2], values[3]);
-  } else {
-    *reinterpret_cast<float2*>(address) = make_float2(values[0], values[1]);
-  }
-#else
-  Pack<float, N> pack;
-  std::memcpy(&pack, values, sizeof(pack));
-  *reinterpret_cast<Pack<float, N>*>(address) = pack;
-#endif
-}
-
 // Into the ring. Of the tensor cores' results, sums[4 i + j] are products 16 i + g (first two) and
 // 16 i + 8 + g (last two) of pixels 8 j + 2 t and 8 j + 2 t + 1 in channels_last, and of pixels
 // 8 t + j and 8 t + 4 + j in contiguous memory, where the four j are neighbours. With a pitch of 8,
@@ -139,7 +123,7 @@ FASTGEN_HD void store_products(const StripPlan& plan, int slot, int thread,
         if (8 * h + group >= plan.products) continue;
         const float (&sum)[4] = sums[h / 2 * 4 + j];
         const float pair[2] = {sum[h % 2 * 2], sum[h % 2 * 2 + 1]};
-        put_products(products + (8 * h + group) * plan.pitch + position, pair);
+        store_shared(products + (8 * h + group) * plan.pitch + position, pair);
       }
     }
   } else if constexpr (kTensorCore) {
@@ -153,7 +137,7 @@ FASTGEN_HD void store_products(const StripPlan& plan, int slot, int thread,
         float values[4];
         FASTGEN_UNROLL
         for (int j = 0; j < 4; ++j) values[j] = sums[h / 2 * 4 + j][h % 2 * 2 + e];
-        put_products(products + (8 * h + group) * plan.pitch + position, values);
+        store_shared(products + (8 * h + group) * plan.pitch + position, values);
       }
     }
   } else {
@@ -174,7 +158,7 @@ FASTGEN_HD void store_products(const StripPlan& plan, int slot, int thread,
           if (positions[j] >= 0) at[positions[j]] = sums[i][j];
         }
       } else {
-        if (positions[0] >= 0) put_products(at + positions[0], sums[i]);
+        if (positions[0] >= 0) store_shared(at + positions[0], sums[i]);
       }
     }
   }

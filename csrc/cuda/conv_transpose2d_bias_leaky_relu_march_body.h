@@ -200,16 +200,26 @@ FASTGEN_HD int weight_of_column(const MarchArguments<T>& a, int tap, int tile, i
   return channel * a.weight_strides[1] + row * a.weight_strides[2] + s * a.weight_strides[3];
 }
 
+// Two neighbours into shared memory, in one access.
+FASTGEN_HD void store_two(float* address, const float (&values)[2]) {
+  store_shared(address, {round_to_tf32(values[0]), round_to_tf32(values[1])});
+}
+template <typename T>
+FASTGEN_HD void store_two(T* address, const T (&values)[2]) {
+  *reinterpret_cast<std::uint32_t*>(address) =
+      values[0].bits | static_cast<std::uint32_t>(values[1].bits) << 16;
+}
+
 // A row for each (tap, tile, column of the product), its channels in the order of a pixel's.
 template <typename T, int kPieces, int kStride, int kHeld>
 FASTGEN_HD void stage_march_weights(const MarchArguments<T>& a, int thread, int threads,
                                     unsigned char* weights) {
   using M = March<kStride, kHeld>;
   constexpr int kChannels = kPieces * kPieceBytes / static_cast<int>(sizeof(T));
-  // Neighbouring lanes take neighbours in the weight's memory, more or less; all that a lane takes
-  // is on its way at once.
+  // Neighbouring lanes take neighbours in the weight's memory, more or less, of two channels; all
+  // that a lane takes is on its way at once.
   constexpr int kLanes = M::kWeightRows < 32 ? M::kWeightRows : 32;
-  constexpr int kRows = (M::kWeightRows + kLanes - 1) / kLanes, kAtOnce = 16;
+  constexpr int kRows = (M::kWeightRows + kLanes - 1) / kLanes, kPairs = 8;
   const int step = threads / kLanes, channels = a.channels;
   const std::ptrdiff_t stride = a.weight_strides[0];
   const T* at[kRows];
@@ -220,30 +230,33 @@ FASTGEN_HD void stage_march_weights(const MarchArguments<T>& a, int thread, int 
     const int offset =
         weight_of_column<T, kStride>(a, row / 8 / M::kTiles, row / 8 % M::kTiles, row % 8);
     any[r] = offset >= 0;
-    at[r] = a.weight + (any[r] ? offset : 0) + thread / kLanes * stride;
+    at[r] = a.weight + (any[r] ? offset : 0) + 2 * (thread / kLanes) * stride;
   }
   FASTGEN_UNROLL_BY(1)
-  for (int first = thread / kLanes; first < kChannels; first += kAtOnce * step) {
-    T values[kAtOnce][kRows];
+  for (int first = 2 * (thread / kLanes); first < kChannels; first += 2 * kPairs * step) {
+    T values[kPairs][kRows][2];
     FASTGEN_UNROLL
-    for (int k = 0; k < kAtOnce; ++k) {
+    for (int k = 0; k < kPairs; ++k) {
+      const int channel = first + 2 * k * step;
       FASTGEN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        values[k][r] = T{};
-        if (any[r] && first + k * step < channels) values[k][r] = *at[r];
-        at[r] += step * stride;
+        FASTGEN_UNROLL
+        for (int v = 0; v < 2; ++v) {
+          values[k][r][v] = T{};
+          if (any[r] && channel + v < channels) values[k][r][v] = at[r][v * stride];
+        }
+        at[r] += 2 * step * stride;
       }
     }
     FASTGEN_UNROLL
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int channel = first + k * step;
+    for (int k = 0; k < kPairs; ++k) {
+      const int channel = first + 2 * k * step;
       FASTGEN_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const int row = r * kLanes + thread % kLanes;
         if (channel >= kChannels || row >= M::kWeightRows) continue;
-        T value = values[k][r];
-        if constexpr (sizeof(T) == 4) value = round_to_tf32(value);
-        reinterpret_cast<T*>(weights + row * kWeightPitch<kPieces>)[channel] = value;
+        store_two(reinterpret_cast<T*>(weights + row * kWeightPitch<kPieces>) + channel,
+                  values[k][r]);
       }
     }
   }

@@ -77,7 +77,27 @@ __device__ __forceinline__ void store_word(uint2* address, uint2 word) {
 }
 #endif
 
-// In global memory, at an address that is a multiple of the pack's size.
+#if !defined(__CUDA_ARCH__)
+// On the host a value is one access, too, at a multiple of its size: a vector, which no compiler
+// takes apart.
+template <typename Value>
+Value load_whole(const void* address) {
+  typedef unsigned char Word __attribute__((vector_size(sizeof(Value)), may_alias));
+  const Word word = *static_cast<const Word*>(address);
+  Value value;
+  std::memcpy(&value, &word, sizeof(value));
+  return value;
+}
+template <typename Value>
+void store_whole(void* address, const Value& value) {
+  typedef unsigned char Word __attribute__((vector_size(sizeof(Value)), may_alias));
+  Word word;
+  std::memcpy(&word, &value, sizeof(word));
+  *static_cast<Word*>(address) = word;
+}
+#endif
+
+// From global or shared memory, at an address that is a multiple of the pack's size.
 template <typename T, int V>
 FASTGEN_HD Pack<T, V> load_pack(const T* address) {
 #if defined(__CUDA_ARCH__)
@@ -87,7 +107,7 @@ FASTGEN_HD Pack<T, V> load_pack(const T* address) {
   memcpy(&pack, &word, sizeof(pack));
   return pack;
 #else
-  return *reinterpret_cast<const Pack<T, V>*>(address);
+  return load_whole<Pack<T, V>>(address);
 #endif
 }
 
@@ -123,6 +143,7 @@ FASTGEN_HD void hold_packed([[maybe_unused]] Pack<T, V>& pack) {
 #endif
 }
 
+// Into global memory.
 template <typename T, int V>
 FASTGEN_HD void store_pack(T* address, const Pack<T, V>& pack) {
 #if defined(__CUDA_ARCH__)
@@ -131,7 +152,7 @@ FASTGEN_HD void store_pack(T* address, const Pack<T, V>& pack) {
   memcpy(&word, &pack, sizeof(pack));
   store_word(reinterpret_cast<W*>(address), word);
 #else
-  *reinterpret_cast<Pack<T, V>*>(address) = pack;
+  store_whole(address, pack);
 #endif
 }
 
@@ -163,6 +184,30 @@ __device__ __forceinline__ std::enable_if_t<V % 2 == 0> unpack(const Pack<BFloat
   }
 }
 #endif
+
+// N neighbours of 4 bytes into shared memory, in one access at a multiple of their size.
+template <typename T, int N>
+FASTGEN_HD void store_shared(T* address, const T (&values)[N]) {
+  static_assert(sizeof(T) == 4 && (N == 1 || N == 2 || N == 4));
+  Pack<T, N> pack;
+  FASTGEN_UNROLL
+  for (int i = 0; i < N; ++i) pack.values[i] = values[i];
+#if defined(__CUDA_ARCH__)
+  using W = typename Word<sizeof(pack)>::type;
+  W word;
+  memcpy(&word, &pack, sizeof(word));
+  if constexpr (N == 4) {  // spelled out, too
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(
+                     static_cast<std::uint32_t>(__cvta_generic_to_shared(address))),
+                 "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+  } else {
+    *reinterpret_cast<W*>(address) = word;
+  }
+#else
+  store_whole(address, pack);
+#endif
+}
 
 // nullptr counts as aligned: an operand that is absent hinders nobody.
 inline bool is_aligned(const void* pointer, std::size_t bytes) {

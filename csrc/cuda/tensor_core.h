@@ -48,7 +48,7 @@ FASTGEN_HD Quad<T> load_quad(const void* address) {
   }
   return quad;
 #else
-  return *static_cast<const Quad<T>*>(address);
+  return load_whole<Quad<T>>(address);
 #endif
 }
 

@@ -32,7 +32,7 @@ Results = dict[str, Any]
 
     format, date, quick, complete
     machine     processor, threads, versions, commit; on a GPU its name, driver and clocks
-    ceilings    copy_bytes_per_second; operations_per_second by dtype
+    ceilings    copy_bytes_per_second, fill_bytes_per_second; operations_per_second by dtype
     rows        one for each subject: name, kind, batch, operations, numbers,
                 rungs: [{name, way, dtype, layout, seconds, spread, method, wall_seconds,
                          over_eager (at equal precision and layout), difference (from it)}],
@@ -204,7 +204,8 @@ def differs(rung: dict[str, Any]) -> bool:
 
 
 def ceilings(device: torch.device, *, tiny: bool = False) -> Results:
-    """Copy bandwidth and rates of operations of this very run, float32 in TF32 on a GPU.
+    """Bandwidths of a copy and of filling, and rates of operations, of this very run, float32 in
+    TF32 on a GPU.
 
     On a CPU the clock divides process time by the threads, so these are rates of all of them; and
     the rate is the better of a matrix product's and a convolution's, two libraries.
@@ -219,6 +220,7 @@ def ceilings(device: torch.device, *, tiny: bool = False) -> Results:
 
     return {
         "copy_bytes_per_second": timing.copy_bandwidth(device, size=copied),
+        "fill_bytes_per_second": timing.fill_bandwidth(device, size=copied),
         "operations_per_second": {name: best(dtype) for name, dtype in DTYPES.items()},
     }
 
@@ -226,8 +228,9 @@ def ceilings(device: torch.device, *, tiny: bool = False) -> Results:
 def higher(one: Results, other: Results) -> Results:
     """The higher of two measurements of every ceiling: what disturbs one only makes it lower."""
     rates, others = one["operations_per_second"], other["operations_per_second"]
+    bandwidths = [name for name in one if name.endswith("_bytes_per_second")]
     return {
-        "copy_bytes_per_second": max(one["copy_bytes_per_second"], other["copy_bytes_per_second"]),
+        **{name: max(one[name], other[name]) for name in bandwidths},
         "operations_per_second": {name: max(rates[name], others[name]) for name in rates},
     }
 

@@ -44,8 +44,8 @@ from .runners import (
 )
 
 __all__ = [
-    "Timing", "cache_bytes", "clocks", "convolution_rate", "copy_bandwidth", "machine",
-    "matrix_rate", "measure", "rotating", "tf32_matrices",
+    "Timing", "cache_bytes", "clocks", "convolution_rate", "copy_bandwidth", "fill_bandwidth",
+    "machine", "matrix_rate", "measure", "rotating", "tf32_matrices",
 ]  # fmt: skip
 
 MOST_SETS = 64
@@ -218,6 +218,20 @@ def copy_bandwidth(device: torch.device | str, *, size: int | None = None) -> fl
     target = torch.empty_like(source)
     copied = measure({"copy": lambda: target.copy_(source)}, device=device, method="events")
     return 2 * size / copied["copy"].median_s
+
+
+def fill_bandwidth(device: torch.device | str, *, size: int | None = None) -> float:
+    """Bytes per second of the best that filling a tensor does: what mostly writes has this ceiling,
+    not the copy's.
+
+    Args:
+        size: bytes to fill; 1 GiB on a CUDA device and 64 MiB on a CPU unless given.
+    """
+    device = torch.device(device)
+    size = size or ((1 << 30) if device.type == "cuda" else (64 << 20))
+    target = torch.empty(size // 4, device=device)
+    filled = measure({"fill": lambda: target.fill_(1.5)}, device=device, method="events")
+    return size / filled["fill"].median_s
 
 
 def matrix_rate(

@@ -175,10 +175,19 @@ def test_the_json_says_what_was_measured_on_what(results: dict[str, Any]) -> Non
 
 
 def test_the_higher_measurement_of_a_ceiling_counts() -> None:
-    one = {"copy_bytes_per_second": 1.0, "operations_per_second": {"float32": 5.0}}
-    other = {"copy_bytes_per_second": 2.0, "operations_per_second": {"float32": 4.0}}
+    one = {
+        "copy_bytes_per_second": 1.0,
+        "fill_bytes_per_second": 3.0,
+        "operations_per_second": {"float32": 5.0},
+    }
+    other = {
+        "copy_bytes_per_second": 2.0,
+        "fill_bytes_per_second": 1.0,
+        "operations_per_second": {"float32": 4.0},
+    }
     assert higher(one, other) == {
         "copy_bytes_per_second": 2.0,
+        "fill_bytes_per_second": 3.0,
         "operations_per_second": {"float32": 5.0},
     }
 

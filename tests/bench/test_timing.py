@@ -333,12 +333,17 @@ def test_copies_count_what_is_read_and_what_is_written(two_seconds: None) -> Non
     assert timing.copy_bandwidth("cpu", size=1 << 20) == (1 << 20) * 2 / 2.0
 
 
+def test_filling_counts_what_is_written(two_seconds: None) -> None:
+    assert timing.fill_bandwidth("cpu", size=1 << 20) == (1 << 20) / 2.0
+
+
 def test_a_product_counts_two_operations_per_multiplication(two_seconds: None) -> None:
     assert timing.matrix_rate("cpu", torch.bfloat16, size=32) == 2 * 32**3 / 2.0
 
 
 def test_the_ceilings_of_this_processor_are_plausible() -> None:
     assert 1e8 < timing.copy_bandwidth("cpu", size=1 << 24) < 1e13
+    assert 1e8 < timing.fill_bandwidth("cpu", size=1 << 24) < 1e13
     assert 1e8 < timing.matrix_rate("cpu", torch.float32, size=128) < 1e14
 
 

@@ -106,12 +106,17 @@ def test_a_gpu_run_is_shown_with_its_targets(folder: Path) -> None:
     results = {
         "format": 1, "tiny": False, "date": "2026-01-01",
         "machine": {"device": "a GPU", "driver": "1", "torch": "2", "commit": "c"},
-        "ceilings": {"copy_bytes_per_second": 1e12, "operations_per_second": {"bfloat16": 1e15}},
+        "ceilings": {
+            "copy_bytes_per_second": 1e12,
+            "fill_bytes_per_second": 9e11,
+            "operations_per_second": {"bfloat16": 1e15},
+        },
         "groups": {"steps": {"rows": [row], "skipped": ["VAE step bfloat16"], "seconds": 1}},
     }  # fmt: skip
     (folder / "gpu.json").write_text(json.dumps(results))
     page = write_results.page(folder)
     assert "a GPU, driver 1, torch 2, commit c, 2026-01-01." in page
+    assert "a copy moves 1.00 TB/s, read and written, filling a tensor 0.90 TB/s; a matrix" in page
     assert "| bfloat16: over eager | >= 3.00x | 4.00x | met |" in page
     assert "| bfloat16: over compile reduce-overhead | >= 1.50x | 1.00x | missed by 33 % |" in page
     assert "steps: no time for 1: VAE step bfloat16" in page

@@ -16,6 +16,7 @@ struct Thread {
   RowsUnits<T> units;
   int places[2 * kSteps];
   Rows weights[kMatrices<T>][kSteps];
+  float bias[kMatrices<T>][4];
   RowsPiece held[kHeldPieces];
   float sums[kMatrices<T>][4];
   Pack<T, kWideExtent<T>> masks[2];
@@ -33,7 +34,7 @@ void run_unit(const RowsConvArguments<T>& a, Thread<T, kSteps>* threads, int uni
     Thread<T, kSteps>& own = threads[lane];
     const int step = 4 * own.units.step_y * a.stride_h * a.plan.pitch;
     load_columns<kSteps>(patch, unit * step, own.places, columns[lane]);
-    start_sums<T>(own.lane, bias, own.sums);
+    start_sums<T, kMasked>(a, own.lane, bias, own.bias, own.sums);
   }
   for (int k = 0; k < kSteps; ++k) {
     for (int m = 0; m < kMatrices<T>; ++m) {
@@ -52,8 +53,8 @@ void run_unit(const RowsConvArguments<T>& a, Thread<T, kSteps>* threads, int uni
   for (int lane = 0; lane < 32; ++lane) {
     Thread<T, kSteps>& own = threads[lane];
     const std::int64_t at = own.runs.offset + static_cast<std::int64_t>(unit) * own.runs.step;
-    if constexpr (kMasked) load_masks(a, a.output + at, own.runs.pixels, own.masks);
-    store_unit<T, kMasked>(a, a.result + at, own.runs.pixels, own.masks, own.sums);
+    if constexpr (kMasked) load_masks(a.output + at, own.runs, own.masks);
+    store_unit<T, kMasked>(a, a.result + at, own.runs, own.masks, own.sums);
   }
 }
 
@@ -84,6 +85,7 @@ void run_block(const RowsConvArguments<T>& a, std::uint32_t first, int chunk) {
   for (int t = 0; t < kRowsThreads; ++t) deal_weights(a, chunk, t, raw.data(), weights.data());
   for (Thread<T, kSteps>& own : threads) {
     load_weights(own.lane, shared, own.weights);
+    load_bias(own.lane, shared.bias, own.bias);
     find_words<T, kSteps>(a, own.lane, own.units, own.places);
   }
 

@@ -6,72 +6,30 @@ reads of what an asynchronous copy has yet to bring; see tests/emulation/races.c
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import emulated_nvcc
 import pytest
 import sanitize_cases
-from host import HERE, ROOT, compiler, kept, part_of_the_build
+from host import ROOT
+from watched import CALLS, EMULATION, KERNELS, kernel_names, said, watched
 
-EMULATION = HERE.parent / "emulation"
-KERNELS = sorted(f for f in (ROOT / "csrc/cuda").glob("*.cu") if "sm90" not in f.name)
-FLAGS = ("-O1", "-g1", "-fsanitize=thread", "-fno-builtin")
 DTYPES = ("float32", "bfloat16", "float16")
 
 # And one wide enough for several warps side by side, and for several tiles of a block.
 EDGES = (*sanitize_cases.EDGES, (3, 16, 24, 96, 3, 1, 1))
 
 
-def watched(name: str, kernels: list[Path], program: list[Path]) -> Path:
-    """An executable of these, of which the kernels are watched."""
-    discover = part_of_the_build("discover")
-    try:
-        include = discover.find_cuda().library.parent / "include"
-    except discover.BuildError as error:
-        pytest.skip(str(error))
-    own = [EMULATION / f"{part}.cpp" for part in ("simt", "races", "cuda_runtime")]
-    headers = [*(ROOT / "csrc").rglob("*.h"), *HERE.glob("*.h"), *EMULATION.rglob("*.[hp]*")]
-
-    def make(path: Path) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-
-            def kernel(source: Path) -> str:
-                product = f"{scratch}/{source.stem}.o"
-                emulated_nvcc.compile_(source, product, str(include), FLAGS)
-                renamed = [f"--redefine-sym={f}=watched_{f}" for f in ("memcpy", "memset")]
-                subprocess.run(["objcopy", *renamed, product], check=True)
-                return product
-
-            def plain(source: Path) -> str:
-                product = f"{scratch}/{source.stem}-plain.o"
-                command = [compiler(), "-std=c++17", "-O2", "-g1", f"-I{ROOT / 'csrc'}"]
-                command += [f"-I{HERE}", "-isystem", str(include), "-c", str(source)]
-                subprocess.run([*command, "-o", product], check=True)
-                return product
-
-            with ThreadPoolExecutor(2) as pool:
-                objects = [*pool.map(kernel, kernels), *pool.map(plain, [*own, *program])]
-            # Addresses in reports are those of the file.
-            subprocess.run([compiler(), "-no-pie", *objects, "-o", str(path)], check=True)
-
-    how = " ".join((compiler(), *FLAGS))
-    return kept(name, how, [*kernels, *program, *own, *headers], make)
-
-
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return watched("races", KERNELS, [HERE / "races_host.cpp"])
+    return watched("races", KERNELS, CALLS, EMULATION / "races.cpp")
 
 
 @pytest.fixture(scope="module")
 def planted() -> Path:
-    return watched("planted_races", [EMULATION / "planted_races.cu"], [])
+    return watched("planted_races", [EMULATION / "planted_races.cu"], EMULATION / "races.cpp")
 
 
 @pytest.mark.parametrize("right", ["barrier", "rounds", "one block", "copies"])
@@ -138,23 +96,11 @@ def calls(operation: str) -> Iterator[str]:
 
 def launched(program: Path, operation: str) -> set[str]:
     """The kernels that ran."""
-    done = subprocess.run(
-        [program],
-        input="\n".join(calls(operation)),
-        capture_output=True,
-        text=True,
-        # So few that blocks have several tiles each to go through.
-        env={**os.environ, "FASTGEN_EMULATED_MULTIPROCESSORS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    addresses = set(re.findall(r"kernel 0x([0-9a-f]+)", done.stdout))
+    # So few multiprocessors that blocks have several tiles each to go through.
+    addresses = re.findall(r"kernel 0x([0-9a-f]+)", said(program, calls(operation), 1))
     assert addresses
-    names = subprocess.run(["nm", "-C", program], capture_output=True, text=True, check=True)
-    return {
-        re.search(r"(\w+)(<.*)?\(", line)[1]
-        for line in names.stdout.splitlines()
-        if line.split()[0].lstrip("0") in addresses
-    }
+    names = kernel_names(program)
+    return {names[address] for address in addresses}
 
 
 @pytest.mark.parametrize(

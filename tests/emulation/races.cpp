@@ -1,19 +1,15 @@
-// Finds races of emulated kernels. Kernels compiled with -fsanitize=thread call what follows for
-// each access to memory; no other part of that sanitizer is linked.
+// Finds races of emulated kernels that are watched (watch.h).
 //
 // Two accesses of a launch to the same memory, at least one of them a write, have to be those of
 // one thread, or of a block whose two threads both waited at a barrier in between (a warp's, if
 // they share one). And nobody may read what an asynchronous copy has yet to bring.
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <unordered_map>
 
 #include "simt.h"
-
-// Where the program's variables begin and end: the linker says.
-extern "C" char __data_start, _end;
+#include "watch.h"
 
 namespace {
 
@@ -55,17 +51,13 @@ Cell& cell_of(std::uintptr_t address) {
 
 bool share_warp(const Access& a, const Access& b) { return a.thread / 32 == b.thread / 32; }
 
-// Every block has its own shared memory, which is a variable of the program or one range of all.
-bool is_shared(std::uintptr_t address) {
-  return (address >= reinterpret_cast<std::uintptr_t>(&__data_start) &&
-          address < reinterpret_cast<std::uintptr_t>(&_end)) ||
-         emulation::is_dynamic_shared(reinterpret_cast<const void*>(address));
-}
-
 bool comes_before(const Access& earlier, const Access& later, std::uintptr_t address,
                   const Moment& moment) {
   if (earlier.block < moment.first_of_launch) return true;
-  if (earlier.block != later.block) return is_shared(address);
+  // Every block has its own shared memory, which is the same place for all of them.
+  if (earlier.block != later.block) {
+    return emulation::is_shared(reinterpret_cast<const void*>(address));
+  }
   return earlier.thread == later.thread || earlier.waits_for_block < later.waits_for_block ||
          (share_warp(earlier, later) && earlier.waits_for_warp < later.waits_for_warp);
 }
@@ -82,8 +74,8 @@ bool comes_before(const Access& earlier, const Access& later, std::uintptr_t add
   std::exit(3);
 }
 
-void look(const void* at, std::size_t bytes, bool writes, const void* code,
-          bool on_its_way = false) {
+void look_at(const void* at, std::size_t bytes, bool writes, const void* code,
+             bool on_its_way = false) {
   Moment moment;
   if (!emulation::now(moment) || emulation::is_own(at)) return;
   const Access access{moment.block, moment.thread, moment.waits_for_block, moment.waits_for_warp,
@@ -120,41 +112,18 @@ void look(const void* at, std::size_t bytes, bool writes, const void* code,
 }
 
 const bool listening = [] {
-  const auto left = [](const void* to, std::size_t bytes) { look(to, bytes, true, to, true); };
-  const auto arrived = [](const void* to, std::size_t bytes) { look(to, bytes, true, to); };
-  emulation::listen({left, arrived});
+  const auto left = [](const emulation::Copy& copy) {
+    look_at(copy.to, copy.bytes, true, copy.to, true);
+  };
+  const auto arrived = [](const emulation::Copy& copy) {
+    look_at(copy.to, copy.bytes, true, copy.to);
+  };
+  emulation::listen({left, arrived, nullptr});
   return true;
 }();
 
 }  // namespace
 
-#define CALLER __builtin_return_address(0)
-#define ACCESSES(bytes)                                                                   \
-  void __tsan_read##bytes(void* at) { look(at, bytes, false, CALLER); }                   \
-  void __tsan_write##bytes(void* at) { look(at, bytes, true, CALLER); }                   \
-  void __tsan_unaligned_read##bytes(void* at) { look(at, bytes, false, CALLER); }         \
-  void __tsan_unaligned_write##bytes(void* at) { look(at, bytes, true, CALLER); }
-
-extern "C" {
-ACCESSES(1)
-ACCESSES(2)
-ACCESSES(4)
-ACCESSES(8)
-ACCESSES(16)
-void __tsan_read_range(void* at, std::size_t bytes) { look(at, bytes, false, CALLER); }
-void __tsan_write_range(void* at, std::size_t bytes) { look(at, bytes, true, CALLER); }
-void __tsan_init() {}
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-
-// In the objects of kernels these stand for memcpy and memset.
-void* watched_memcpy(void* to, const void* from, std::size_t bytes) {
-  look(from, bytes, false, CALLER);
-  look(to, bytes, true, CALLER);
-  return std::memcpy(to, from, bytes);
-}
-void* watched_memset(void* to, int value, std::size_t bytes) {
-  look(to, bytes, true, CALLER);
-  return std::memset(to, value, bytes);
-}
+void emulation::look(const void* at, std::size_t bytes, bool writes, const void* code) {
+  look_at(at, bytes, writes, code);
 }

@@ -26,12 +26,6 @@ constexpr int kMostShared = 232448, kSharedUnasked = 48 << 10;
 
 enum class Waits { no, for_block, for_warp };
 
-struct Copy {
-  void* to;
-  const void* from;
-  std::size_t bytes;
-};
-
 // Started once by its context, which costs calls of the system; jumps from then on.
 struct Fiber {
   std::unique_ptr<char[]> stack;
@@ -55,7 +49,7 @@ struct Machine {
   const void* kernel = nullptr;  // the one that runs
   std::set<const void*> run;
   std::uint64_t blocks = 0, first_of_launch = 0;
-  CopyListener listener{};
+  Listener listener{};
   std::map<const void*, int> allowed;
 };
 
@@ -180,10 +174,10 @@ const void* given_by(int lane) {
   return &m.given[static_cast<std::size_t>(thread) * kLaneBytes];
 }
 
-void copy_later(void* to, const void* from, std::size_t bytes) {
-  std::memset(to, 0xff, bytes);
-  running().groups.back().push_back({to, from, bytes});
-  if (machine().listener.left != nullptr) machine().listener.left(to, bytes);
+void copy_later(const Copy& copy) {
+  std::memset(copy.to, 0xff, copy.bytes);
+  running().groups.back().push_back(copy);
+  if (machine().listener.left != nullptr) machine().listener.left(copy);
 }
 void end_copy_group() { running().groups.emplace_back(); }
 void wait_for_copy_groups(int left) {
@@ -195,7 +189,7 @@ void wait_for_copy_groups(int left) {
       } else {
         std::memcpy(copy.to, copy.from, copy.bytes);
       }
-      if (machine().listener.arrived != nullptr) machine().listener.arrived(copy.to, copy.bytes);
+      if (machine().listener.arrived != nullptr) machine().listener.arrived(copy);
     }
     groups.pop_front();
   }
@@ -218,7 +212,7 @@ bool is_dynamic_shared(const void* address) {
   static const auto& shared = machine().shared;
   return address >= shared.data() && address < shared.data() + shared.size();
 }
-void listen(CopyListener listener) { machine().listener = listener; }
+void listen(Listener listener) { machine().listener = listener; }
 
 cudaError_t allow_shared_memory(const void* kernel, int bytes) {
   if (bytes > kMostShared) return cudaErrorInvalidValue;
@@ -256,6 +250,7 @@ void run(const void* kernel, dim3 grid, dim3 block, std::size_t shared, void (*b
       m.kernel = nullptr;
     }
   }
+  if (m.listener.ended != nullptr) m.listener.ended(kernel);
 }
 
 }  // namespace emulation

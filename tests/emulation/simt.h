@@ -53,7 +53,12 @@ void wait_for_warp();
 
 // A copy that arrives when its group is waited for, and until then leaves ones, which is NaN;
 // zeros where it comes from nowhere.
-void copy_later(void* to, const void* from, std::size_t bytes);
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+void copy_later(const Copy& copy);
 void end_copy_group();
 void wait_for_copy_groups(int left);
 
@@ -72,12 +77,13 @@ bool now(Moment& moment);
 bool is_own(const void* address);
 bool is_dynamic_shared(const void* address);
 
-// Who is told of copies that have yet to arrive.
-struct CopyListener {
-  void (*left)(const void* to, std::size_t bytes);
-  void (*arrived)(const void* to, std::size_t bytes);
+// Who is told of copies that have yet to arrive, and of launches that have ended.
+struct Listener {
+  void (*left)(const Copy&);
+  void (*arrived)(const Copy&);
+  void (*ended)(const void* kernel);
 };
-void listen(CopyListener listener);
+void listen(Listener listener);
 
 cudaError_t allow_shared_memory(const void* kernel, int bytes);
 void run(const void* kernel, dim3 grid, dim3 block, std::size_t shared, void (*body)(void*),

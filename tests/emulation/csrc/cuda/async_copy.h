@@ -13,7 +13,7 @@ void copy_async(void* shared, const void* global, bool there) {
       (there && reinterpret_cast<std::uintptr_t>(global) % kBytes != 0)) {
     emulation::stop("an asynchronous copy that is not aligned");
   }
-  emulation::copy_later(shared, there ? global : nullptr, kBytes);
+  emulation::copy_later({shared, there ? global : nullptr, kBytes});
 }
 inline void end_async_group() { emulation::end_copy_group(); }
 template <int kLeft>

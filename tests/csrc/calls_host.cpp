@@ -1,6 +1,6 @@
 // Launches every kernel of csrc/cuda that needs no Hopper on the emulated device, which watches
-// for races. A line of the standard input is one call: the operation, a dtype and its numbers. The
-// kernels that ran are named by their addresses.
+// what they do to memory. A line of the standard input is one call: the operation, a dtype and its
+// numbers. The kernels that ran are named by their addresses.
 
 #include <cmath>
 #include <iostream>
@@ -15,6 +15,7 @@
 #include "cuda/conv_transpose2d_bias_leaky_relu.h"
 #include "cuda/reparameterize.h"
 #include "host.h"
+#include "watch.h"
 
 namespace emulation {
 const std::set<const void*>& kernels_run();
@@ -28,16 +29,22 @@ namespace {
 // Memory of a tensor: small numbers, whatever the dtype, or what nobody has written yet.
 class Memory {
  public:
-  Memory(std::int64_t count, std::int64_t size, bool written = true)
-      : bytes_(count * size), memory_(std::malloc(bytes_ + 1)) {
+  Memory(const char* name, std::int64_t count, std::int64_t size, bool written = true)
+      : name_(name),
+        bytes_(count * size),
+        memory_(std::aligned_alloc(256, bytes_ / 256 * 256 + 256)) {  // as CUDA's own
     std::memset(memory_.get(), written ? 0x3c : 0xff, bytes_);
+    emulation::add_tensor({name, static_cast<const char*>(at()), static_cast<std::size_t>(bytes_)});
   }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() { emulation::remove_tensor(at()); }
   void* at() { return memory_.get(); }
   template <typename T>
-  void require_numbers(const char* name) const {
+  void require_numbers() const {
     const auto* values = static_cast<const T*>(memory_.get());
     for (std::int64_t i = 0; i < bytes_ / static_cast<std::int64_t>(sizeof(T)); ++i) {
-      host::require(!std::isnan(to_float(values[i])), std::string(name) + " holds NaN");
+      host::require(!std::isnan(to_float(values[i])), std::string(name_) + " holds NaN");
     }
   }
 
@@ -45,6 +52,7 @@ class Memory {
   struct Free {
     void operator()(void* memory) const { std::free(memory); }
   };
+  const char* name_;
   std::int64_t bytes_;
   std::unique_ptr<void, Free> memory_;
 };
@@ -53,10 +61,8 @@ std::string dtype_name;
 Dtype dtype;
 std::int64_t size;  // of an element
 
-void require_numbers(const char* name, const Memory& memory) {
-  host::with_dtype(dtype_name, [&](auto zero) {
-    memory.require_numbers<decltype(zero)>(name);
-  });
+void require_numbers(const Memory& memory) {
+  host::with_dtype(dtype_name, [&](auto zero) { memory.require_numbers<decltype(zero)>(); });
 }
 
 std::int64_t next(std::istream& line) {
@@ -75,8 +81,9 @@ void bias(std::istream& line) {
   const bool shift = next(line) != 0, mask = next(line) != 0, sum = next(line) != 0;
   const bool in_place = next(line) != 0;
   const std::int64_t total = call.outer * call.channels * call.inner;
-  Memory input(total, size), shifts(call.channels, size), output(total, size);
-  Memory result(total, size, false), sums(call.channels, size, false);
+  Memory input("input", total, size), shifts("shifts", call.channels, size),
+      output("output", total, size);
+  Memory result("result", total, size, false), sums("sums", call.channels, size, false);
   call.input = input.at();
   if (shift) call.shift = shifts.at();
   if (mask) call.output = output.at();
@@ -84,11 +91,11 @@ void bias(std::istream& line) {
   if (sum) call.sum = sums.at();
   call.slope = 0.2f;
   call.dtype = dtype;
-  Memory partials(partial_sums_size(call), 4, false);
+  Memory partials("partials", partial_sums_size(call), 4, false);
   call.partials = static_cast<float*>(partials.at());
   require_success(bias_leaky_relu(call, nullptr));
-  require_numbers("the result", in_place ? input : result);
-  if (sum) require_numbers("the sum", sums);
+  require_numbers(in_place ? input : result);
+  if (sum) require_numbers(sums);
 }
 
 void noise(std::istream& line) {
@@ -101,8 +108,10 @@ void noise(std::istream& line) {
                                : Strides{sample, call.positions, 1};
   call.mean_strides = call.logvar_strides = call.grad_z_strides = call.result_strides =
       call.grad_logvar_strides = strides;
-  Memory mean(total, size), logvar(total, size), grad(total, size), grad_kl(call.samples, 4);
-  Memory result(total, size, false), grad_logvar(total, size, false), kl(call.samples, 4, false);
+  Memory mean("mean", total, size), logvar("logvar", total, size), grad("grad", total, size),
+      grad_kl("grad_kl", call.samples, 4);
+  Memory result("result", total, size, false), grad_logvar("grad_logvar", total, size, false),
+      kl("kl", call.samples, 4, false);
   const std::int64_t seed = 7;
   call.mean = mean.at();
   call.logvar = logvar.at();
@@ -117,12 +126,12 @@ void noise(std::istream& line) {
   const bool divergence = call.kind == Reparameterization::sample_kl;
   if (divergence) call.kl = static_cast<float*>(kl.at());
   call.dtype = dtype;
-  Memory partials(partial_sums_size(call), 4, false);
+  Memory partials("partials", partial_sums_size(call), 4, false);
   call.partials = static_cast<float*>(partials.at());
   require_success(reparameterize(call, nullptr));
-  require_numbers("the result", result);
-  if (call.grad_logvar != nullptr) require_numbers("the gradient", grad_logvar);
-  if (divergence) kl.require_numbers<float>("the divergence");
+  require_numbers(result);
+  if (call.grad_logvar != nullptr) require_numbers(grad_logvar);
+  if (divergence) kl.require_numbers<float>();
 }
 
 void put_strides(std::int64_t (&strides)[4], const std::int64_t (&extents)[4], bool last) {
@@ -169,8 +178,9 @@ void edge_forward(std::istream& line) {
   auto call = call_of<ImageEdgeConvCall>(edge);
   const bool bias = next(line) != 0, mask = next(line) != 0;
   call.allow_tf32 = next(line) != 0;
-  Memory input(edge.pixels(), size), weight(edge.weights(), size), shifts(edge.others, size);
-  Memory output(edge.points(), size), result(edge.points(), size, false);
+  Memory input("input", edge.pixels(), size), weight("weight", edge.weights(), size),
+      shifts("shifts", edge.others, size);
+  Memory output("output", edge.points(), size), result("result", edge.points(), size, false);
   call.input = input.at();
   call.weight = weight.at();
   if (bias) call.bias = shifts.at();
@@ -185,14 +195,14 @@ void edge_forward(std::istream& line) {
   call.slope = 0.2f;
   call.channels_last = edge.last;
   require_success(image_edge_conv2d(call, nullptr));
-  require_numbers("the result", result);
+  require_numbers(result);
 }
 
 void edge_weight(std::istream& line) {
   const Edge edge(line);
   auto call = call_of<ImageEdgeWeightCall>(edge);
-  Memory picture(edge.pixels(), size), map(edge.points(), size);
-  Memory result(edge.weights(), size, false);
+  Memory picture("picture", edge.pixels(), size), map("map", edge.points(), size);
+  Memory result("result", edge.weights(), size, false);
   call.picture = picture.at();
   call.map = map.at();
   call.result = result.at();
@@ -203,10 +213,10 @@ void edge_weight(std::istream& line) {
               edge.last);
   put_strides(call.result_strides, {edge.others, edge.channels, edge.kernel, edge.kernel},
               edge.last);
-  Memory partials(edge_weight_partials(call), 4, false);
+  Memory partials("partials", edge_weight_partials(call), 4, false);
   call.partials = static_cast<float*>(partials.at());
   require_success(image_edge_conv2d_weight(call, nullptr));
-  require_numbers("the result", result);
+  require_numbers(result);
 }
 
 void edge_transposed(std::istream& line) {
@@ -215,8 +225,9 @@ void edge_transposed(std::istream& line) {
   const bool bias = next(line) != 0;
   call.tanh = next(line) != 0;
   call.allow_tf32 = next(line) != 0;
-  Memory input(edge.points(), size), weight(edge.weights(), size), shifts(edge.channels, size);
-  Memory result(edge.pixels(), size, false);
+  Memory input("input", edge.points(), size), weight("weight", edge.weights(), size),
+      shifts("shifts", edge.channels, size);
+  Memory result("result", edge.pixels(), size, false);
   call.input = input.at();
   call.weight = weight.at();
   if (bias) call.bias = shifts.at();
@@ -229,7 +240,7 @@ void edge_transposed(std::istream& line) {
   call.slope = call.tanh ? 1.0f : 0.2f;
   call.input_channels_last = call.channels_last = edge.last;
   require_success(image_edge_conv_transpose2d(call, nullptr));
-  require_numbers("the result", result);
+  require_numbers(result);
 }
 
 }  // namespace
