@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastgen.ops import backend, checks
 from fastgen.ops.bias_leaky_relu import BiasLeakyReLU
 from fastgen.ops.convolution import Activation
+from fastgen.ops.gradients import applier, is_last_order
 
 
 class Call(NamedTuple):
@@ -125,6 +126,10 @@ class InPlace(BiasLeakyReLU):
         BiasLeakyReLU.setup_context(ctx, inputs, output)
 
 
+_apply_in_place, _apply_keeps_input = applier(InPlace), applier(KeepsInput)
+_apply_keeps_output = applier(BiasLeakyReLU)
+
+
 def leaky_relu(input: Tensor, call: Call) -> Tensor:
     """The leaky ReLU of a call: the values of PyTorch's, and what it keeps, fastgen's gradients.
 
@@ -136,8 +141,13 @@ def leaky_relu(input: Tensor, call: Call) -> Tensor:
     if not _fits(input, slope, inplace):
         return F.relu(input, inplace) if slope == 0 else F.leaky_relu(input, slope, inplace)
     kernels = backend.select("bias_leaky_relu", "auto", input.device)
-    function = InPlace if inplace else BiasLeakyReLU if keeps_output else KeepsInput
-    output: Tensor = function.apply(input, None, float(slope), kernels)  # type: ignore[no-untyped-call]
+    if is_last_order():
+        only: Tensor = kernels.forward(input, None, float(slope))
+        return only
+    apply = (
+        _apply_in_place if inplace else _apply_keeps_output if keeps_output else _apply_keeps_input
+    )
+    output: Tensor = apply(input, None, float(slope), kernels)
     return output
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from fastgen.ops import checks
-from fastgen.ops.gradients import sheltered, transforms_are_active
+from fastgen.ops.gradients import applier, is_last_order, sheltered, transforms_are_active
 
 aten = torch.ops.aten
 
@@ -41,12 +41,12 @@ class Linear(Function):
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return None, None, None, None
-        return Linear.apply(grad, ctx.back, ctx.again, ctx.back), None, None, None  # type: ignore[no-untyped-call]
+        if is_last_order():
+            return ctx.back(grad), None, None, None
+        return _apply(grad, ctx.back, ctx.again, ctx.back), None, None, None
 
 
-def _apply(input: Tensor, forth: Map, back: Map, again: Map) -> Tensor:
-    output: Tensor = Linear.apply(input, forth, back, again)  # type: ignore[no-untyped-call]
-    return output
+_apply: Callable[..., Tensor] = applier(Linear)
 
 
 def _fits(input: object) -> bool:
