@@ -77,7 +77,7 @@ class RunLog:
         lines = [json.dumps(line) + "\n" for line in read_log(path, say) if line["step"] <= end]
         replace_file(path, "".join(lines).encode())
         self._path, self._file = path, path.open("a")
-        self._events = _events(path.parent, after, say)
+        self._events = _events(path.parent, after + 1 if after else 0, say)
 
     def record(self, record: Record) -> None:
         """Add one log point."""
@@ -109,11 +109,11 @@ class RunLog:
             self._events.close()
 
 
-def _events(folder: Path, after: int, say: Callable[[str], None]) -> SummaryWriter | None:
+def _events(folder: Path, start: int, say: Callable[[str], None]) -> SummaryWriter | None:
     if find_spec("tensorboard") is None:
         say("no TensorBoard events: pip install tensorboard writes them")
         return None
     from torch.utils.tensorboard import SummaryWriter
 
     # TensorBoard hides what an earlier process logged from this step on.
-    return SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+    return SummaryWriter(str(folder), purge_step=start)

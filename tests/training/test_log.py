@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastgen.training.log import RunLog, read_log
@@ -86,6 +87,32 @@ def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
         (10, pytest.approx(10 / 3)),
         (15, pytest.approx(5)),
     ]
+
+
+@pytest.mark.parametrize(("after", "before"), [(0, (5, 10)), (10, (5, 10, 15)), (8, (5, 10))])
+def test_tensorboard_shows_each_step_once_wherever_a_training_goes_on(
+    after: int, before: tuple[int, ...], tmp_path: Path
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def training(*steps: int, first: int, after: int) -> None:
+        picture = np.zeros((4, 4, 3), np.uint8)
+        path = tmp_path / "log.jsonl"
+        with RunLog(path, after=after, every=5, goes_on=True, say=print) as log:
+            for step in range(first, steps[-1] + 1, 2):
+                log.picture("samples", picture, step)
+            for step in steps:
+                log.record(record(step))
+
+    training(*before, first=0, after=0)
+    time.sleep(1)  # as above
+    rest = [step for step in (5, 10, 15, 20) if step > after]
+    training(*rest, first=after + 2 if after else 0, after=after)
+    events = accumulator.EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    shown = [picture.step for picture in events.Images("samples")]
+    assert shown == list(range(0, 21, 2))
+    assert [point.step for point in events.Scalars("gan/loss")] == [5, 10, 15, 20]
+    assert steps(tmp_path / "log.jsonl") == [5, 10, 15, 20]
 
 
 def test_without_tensorboard_one_line_says_how_to_get_it(
