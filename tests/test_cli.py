@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -395,6 +396,19 @@ def test_a_run_that_is_not_there_is_one_line(command: str, tmp_path: Path) -> No
     train("vae", "--run", "run", steps=1)
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
     assert "run has no checkpoint yet" in one_line(fastgen(command, "run", code=2))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"), [("vae", "Unexpected key(s)"), ("autoencoder", "size mismatch for ")]
+)
+def test_a_checkpoint_of_another_run_is_refused_in_one_line(other: str, message: str) -> None:
+    train("autoencoder", "--run", "run")
+    fastgen("train", other, *SMALL, "--latent-dim", 4, "--steps", 3, "--run", "other")
+    shutil.copytree("other/checkpoints/000003", "run/checkpoints/000003")
+    drawn = one_line(fastgen("evaluate", "run", code=2))
+    assert f"checkpoint run/checkpoints/000003 belongs to another model: {message}" in drawn
+    refused = one_line(train("autoencoder", "--run", "run", steps=9, code=2))
+    assert "checkpoint run/checkpoints/000003 belongs to another model: " in refused
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path) -> None:

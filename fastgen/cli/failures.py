@@ -56,7 +56,7 @@ def wrong_input() -> Iterator[None]:
 def one_line_for_each_failure() -> Iterator[None]:
     """Everything that can go wrong without a bug ends in one line."""
     from fastgen.ops.backend import BackendUnavailable
-    from fastgen.training.checkpoint import CheckpointError
+    from fastgen.training.checkpoint import CheckpointError, ForeignCheckpoint
     from fastgen.training.finite import NonFiniteLoss
     from fastgen.training.graphs import CaptureError
     from fastgen.training.processes import OtherProcessFailed, ProcessesError
@@ -64,7 +64,7 @@ def one_line_for_each_failure() -> Iterator[None]:
 
     try:
         yield
-    except (BackendUnavailable, FolderInUse) as error:
+    except (BackendUnavailable, FolderInUse, ForeignCheckpoint) as error:
         raise fail(error, 2) from error
     except ProcessesError as error:
         raise fail(error, 2, for_all=True) from error

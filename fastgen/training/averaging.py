@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import ForeignCheckpoint
+
 
 class WeightAverage:
     r"""An average of some sub-modules' weights over the training, which forgets exponentially:
@@ -113,10 +115,12 @@ class WeightAverage:
         """Take the averages of a checkpoint.
 
         Raises:
-            ValueError: they are not the averages of this model.
+            ForeignCheckpoint: they are not the averages of this model.
         """
         if weights.keys() != self.weights.keys():
-            raise ValueError("the averaged weights belong to another model: their names differ")
+            raise ForeignCheckpoint(
+                "the averaged weights belong to another model: their names differ"
+            )
         for name, average in self.weights.items():
             average.copy_(weights[name])
 

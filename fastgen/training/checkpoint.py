@@ -3,7 +3,8 @@
     checkpoints/000500/model.safetensors      the weights
                        ema.safetensors        their averages, where the model has any
                        optimizer.safetensors  what the optimizers remember
-                       state.json             step, seconds, optimizer settings, files' SHA-256
+                       state.json             step, seconds, optimizer settings, SHA-256 of the
+                                              files and of this one's own other content
 
 A checkpoint is written in a folder beside its place, every file and the folder flushed to the disk,
 then renamed. So a kill at any instant leaves the last complete one, and what has no dot before its
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgen.files import flush_folder, write_flushed
 
@@ -31,7 +33,7 @@ PARTIAL = ".partial-"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none can be read.
+    """A checkpoint cannot be written, none can be read, or one belongs to another model.
 
     Its text is one line that names the path and the reason; what was complete before still is.
     """
@@ -39,6 +41,10 @@ class CheckpointError(RuntimeError):
 
 class DamagedCheckpoint(CheckpointError):
     """A checkpoint's files are not those that were written."""
+
+
+class ForeignCheckpoint(CheckpointError, ValueError):
+    """A checkpoint is whole and belongs to another model."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     try:
         state = json.loads((path / STATE).read_bytes())
-        digests: dict[str, str] = state["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        digests: dict[str, str] = dict(state["sha256"].items())
+        version = state["format"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: {STATE} is unreadable") from error
-    if state["format"] != FORMAT:
+    if version != FORMAT:
         raise CheckpointError(
-            f"checkpoint {path} has format {state['format']}; this fastgen reads {FORMAT}"
+            f"checkpoint {path} has format {version}; this fastgen reads {FORMAT}"
         )
+    # Those of earlier versions have none of their own.
+    if digests.pop(STATE, own := _own_digest(state)) != own:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {STATE} is not what was written")
     tensors = {}
     for name, digest in digests.items():
         try:
@@ -103,6 +113,31 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} is not what was written")
         tensors[name.removesuffix(".safetensors")] = load(data)
     return Checkpoint(tensors, state)
+
+
+@contextmanager
+def fitting(path: Path | None) -> Iterator[None]:
+    """Inside, a checkpoint that does not fit is named; None: by its reader, another process."""
+    try:
+        yield
+    except ForeignCheckpoint as error:
+        where = "the checkpoint" if path is None else f"checkpoint {path}"
+        raise ForeignCheckpoint(f"{where} belongs to another model: {error}") from error
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of a checkpoint into a model.
+
+    Raises:
+        ForeignCheckpoint: they have other names or shapes than the model's.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        title, *differences = str(error).splitlines()
+        if not (title.startswith("Error(s) in loading state_dict") and differences):
+            raise
+        raise ForeignCheckpoint(differences[0].strip().rstrip(".")) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -163,7 +198,14 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         write_flushed(folder / f"{name}.safetensors", data)
         digests[f"{name}.safetensors"] = sha256(data).hexdigest()
     state = {"format": FORMAT, **checkpoint.state, "sha256": digests}
+    digests[STATE] = _own_digest(state)
     write_flushed(folder / STATE, json.dumps(state, indent=1).encode())
+
+
+def _own_digest(state: Mapping[str, Any]) -> str:
+    """Of all that the state says, and of the files' digests; its own aside."""
+    digests = {name: digest for name, digest in state["sha256"].items() if name != STATE}
+    return sha256(json.dumps({**state, "sha256": digests}).encode()).hexdigest()
 
 
 def _plain(tensor: Tensor) -> Tensor:

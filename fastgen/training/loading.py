@@ -9,7 +9,7 @@ import torch
 
 from fastgen.models import Model
 
-from .checkpoint import read_latest
+from .checkpoint import fitting, load_weights, read_latest
 from .config import build_model
 from .devices import move
 from .run_folder import RunFolder, Settings
@@ -37,6 +37,7 @@ def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> LoadedR
     Raises:
         ValueError: the folder is missing, holds no run of the command line, or no checkpoint yet.
         DamagedCheckpoint: there are checkpoints, and none is whole.
+        ForeignCheckpoint: the newest belongs to another model.
     """
     folder = RunFolder(Path(path))
     settings = folder.settings() if folder.path.is_dir() else None
@@ -46,10 +47,12 @@ def load_run(path: str | Path, *, device: torch.device | str = "cpu") -> LoadedR
     latest = read_latest(folder.checkpoints)
     if latest is None:
         raise ValueError(f"{path} has no checkpoint yet: train it first")
-    _, checkpoint, complaints = latest
+    place, checkpoint, complaints = latest
     model = build_model(settings)
     # The averages have the names of the weights that they replace.
-    model.load_state_dict({**checkpoint.tensors["model"], **checkpoint.tensors.get("ema", {})})
+    weights = {**checkpoint.tensors["model"], **checkpoint.tensors.get("ema", {})}
+    with fitting(place):
+        load_weights(model, weights)
     return LoadedRun(
         move(model, torch.device(device)).eval(), settings, checkpoint.state["step"], complaints
     )

@@ -18,7 +18,7 @@ from fastgen.ops.gradients import returning
 
 from . import obstacles
 from .averaging import WeightAverage
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, ForeignCheckpoint, load_weights
 from .finite import FiniteWatch, Moment, NonFiniteLoss, all_finite, explain
 from .graphs import Graphs
 from .inputs import Batch, Inputs, StaticBatch, make_inputs
@@ -219,17 +219,19 @@ class Stepper:
         """Take over the state of a checkpoint.
 
         Raises:
-            ValueError: it belongs to another model or other phases.
+            ForeignCheckpoint: it belongs to another model or other phases.
         """
         optimizers: dict[str, Any] = unpack(
             checkpoint.state["optimizers"], checkpoint.tensors["optimizer"]
         )
         names = [phase.name for phase in self.phases]
         if list(optimizers) != names:
-            raise ValueError(f"the checkpoint has phases {list(optimizers)}, the model {names}")
+            raise ForeignCheckpoint(
+                f"the checkpoint has phases {list(optimizers)}, the model {names}"
+            )
         if (self._average is not None) != ("ema" in checkpoint.tensors):
-            raise ValueError("either the checkpoint or the trainer has no averaged weights")
-        self._model.load_state_dict(checkpoint.tensors["model"])
+            raise ForeignCheckpoint("either the checkpoint or the trainer has no averaged weights")
+        load_weights(self._model, checkpoint.tensors["model"])
         if self._average is not None:
             self._average.load(checkpoint.tensors["ema"])
         for name, optimizer in zip(names, self.optimizers, strict=True):

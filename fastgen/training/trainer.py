@@ -16,7 +16,7 @@ from fastgen.data import Batches, ImageDataset, Splits
 from fastgen.models import Model
 
 from .averaging import WeightAverage
-from .checkpoint import Checkpoint, read_checkpoint, read_latest, write_checkpoint
+from .checkpoint import Checkpoint, fitting, read_checkpoint, read_latest, write_checkpoint
 from .devices import move, resolve_device
 from .graphs import graphs_for
 from .interrupt import Interrupted, answering_signals
@@ -192,7 +192,8 @@ class Trainer:
                 checkpoint saved. A second Ctrl-C stops at once.
             ConfigMismatch: the run folder belongs to other settings.
             FolderInUse: another process is training in the run folder.
-            CheckpointError: a checkpoint cannot be written, or none can be read.
+            CheckpointError: a checkpoint cannot be written, none can be read, or the newest belongs
+                to another model.
             CaptureError: `capture` is ``"on"`` and the step cannot be captured.
             ProcessesError: the processes were given different settings.
             OtherProcessFailed: another process ended, by an error of its own.
@@ -254,10 +255,10 @@ class Trainer:
         Of several processes all call this; the first reads and tells the others.
 
         Raises:
-            CheckpointError: it is damaged.
-            ValueError: it belongs to another model.
+            CheckpointError: it is damaged, or belongs to another model; the latter is a ValueError
+                too.
         """
-        with self._processes.together():
+        with self._processes.together(), fitting(Path(path)):
             self._receive(read_checkpoint(Path(path)) if self._processes.is_first else None)
 
     def averaged_weights(self) -> AbstractContextManager[None]:
@@ -315,7 +316,8 @@ class Trainer:
             latest = read_latest(self._run.checkpoints) if self.step == 0 else None
         path, checkpoint, complaints = latest or (None, None, [])
         lines = [f"{line}; using {path.name} instead" for line in complaints if path]
-        before = self._receive(checkpoint)
+        with fitting(path):
+            before = self._receive(checkpoint)
         if before not in (None, self._processes.count):
             lines.append(
                 f"{before} processes trained up to here, now it is {self._processes.count}: "

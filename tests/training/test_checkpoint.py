@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -182,12 +183,42 @@ def test_a_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("state", ["null", "[]", "{}", '"text"'])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "null",
+        "[]",
+        "{}",
+        '"text"',
+        '{"sha256": {}}',
+        '{"format": 1, "sha256": ["model.safetensors"]}',
+    ],
+)
 def test_a_state_that_is_json_and_nothing_more_is_damage(tmp_path: Path, state: str) -> None:
     (path,) = write(tmp_path, 1)
     (path / "state.json").write_text(state)
     with pytest.raises(DamagedCheckpoint, match=r"state\.json is unreadable"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": 2}, {"note": [1]}, {"sha256": {}}, {"step": None}], ids=str
+)
+def test_a_state_that_was_changed_is_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    (path,) = write(tmp_path, 1)
+    state = json.loads((path / "state.json").read_text())
+    sha256 = {**change.get("sha256", state["sha256"]), "state.json": state["sha256"]["state.json"]}
+    (path / "state.json").write_text(json.dumps({**state, **change, "sha256": sha256}))
+    with pytest.raises(DamagedCheckpoint, match=r"state\.json is not what was written"):
+        read_checkpoint(path)
+
+
+def test_a_state_without_a_digest_of_its_own_is_read(tmp_path: Path) -> None:
+    (path,) = write(tmp_path, 1)
+    state = json.loads((path / "state.json").read_text())
+    del state["sha256"]["state.json"]
+    (path / "state.json").write_text(json.dumps(state))
+    assert read_checkpoint(path).state["step"] == 1
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 from toys import Noise, Regression, Transposed, models
 
 from fastgen.data import Splits
-from fastgen.models import WGAN
+from fastgen.models import GAN, WGAN
 from fastgen.training import Interrupted, Trainer
 from fastgen.training.checkpoint import (
     Checkpoint,
+    CheckpointError,
     checkpoints,
     read_checkpoint,
     write_checkpoint,
@@ -207,6 +208,11 @@ def test_a_checkpoint_of_another_model_is_refused(digits: Splits, tmp_path: Path
         trainer("vae", digits, None).load(tmp_path / "gan")
     with pytest.raises(ValueError, match="no averaged weights"):
         trainer("gan", digits, None, ema_decay=None).load(tmp_path / "gan")
+    wide = GAN.for_images(digits.train.image_shape, width=8)
+    with pytest.raises(CheckpointError, match=r"gan belongs to another model: size mismatch") as it:
+        Trainer(wide, digits.train, progress=False).load(tmp_path / "gan")
+    assert isinstance(it.value, ValueError)
+    assert "\n" not in str(it.value)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
