@@ -23,6 +23,7 @@ from .finite import FiniteWatch, Moment, NonFiniteLoss, all_finite, explain
 from .graphs import Graphs
 from .inputs import Batch, Inputs, StaticBatch, make_inputs
 from .packing import pack, unpack
+from .phase_checks import check_losses, check_phases
 from .processes import BatchSource, Gradients, Processes
 from .seeds import seed_generators, step_seed
 from .step_graphs import WARM_UP, StepGraphs
@@ -58,12 +59,7 @@ class Stepper:
         self._dtype, self._run_phases, self._average = dtype, UPDATES[updates], average
         self._augment, self._processes = augment, processes
         self.phases = model.phases()
-        for phase in self.phases:
-            if not phase.parameters:
-                raise ValueError(
-                    f"phase {phase.name!r} has nothing to train: no parameter of it requires a "
-                    "gradient; unfreeze some, or leave the phase out of the model's phases()"
-                )
+        check_phases(self.phases)
         self.optimizers = [optimizer(phase.parameters) for phase in self.phases]
         self._casts = [Casts(phase.parameters) for phase in self.phases]
         self._casts_are_shared = device.type != "cpu"
@@ -246,7 +242,9 @@ class Stepper:
         autocast = torch.autocast(self._device.type, dtype=self._dtype, enabled=mixed)
         shared = self._casts[place].shared() if self._casts_are_shared else nullcontext()
         with autocast, shared:
-            return self.phases[place].loss(images, batch.labels)
+            losses = self.phases[place].loss(images, batch.labels)
+        check_losses(self.phases[place].name, losses)
+        return losses
 
     def _own_gradients(self, place: int, losses: Losses) -> Gradients:
         """The gradients of this process's losses."""

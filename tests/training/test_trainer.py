@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toys import Batch, Constant, Noise, Regression, Transposed, TwoNumbers, models, sgd
 
 from fastgen.data import AffineJitter, Splits
-from fastgen.models import GAN, WGAN, Model, Phase
+from fastgen.models import GAN, WGAN, Losses, Model, Phase
 from fastgen.training import ConfigMismatch, Trainer
 from fastgen.training.averaging import WeightAverage
 from fastgen.training.checkpoint import read_checkpoint
@@ -489,6 +489,55 @@ def test_a_phase_whose_network_is_frozen_is_refused_by_name(digits: Splits) -> N
     model.generator.requires_grad_(False)
     with pytest.raises(ValueError, match="phase 'generator' has nothing to train"):
         Trainer(model, digits.train, progress=False)
+
+
+class Given(Model):
+    """Phases over one linear layer, with what their losses return."""
+
+    def __init__(self, returned: Callable[[Tensor], Any], *names: str, repeats: int = 1) -> None:
+        super().__init__()
+        self.layer, self.returned, self.names = nn.Linear(6, 2), returned, names
+        self.repeats = repeats
+
+    def phases(self) -> list[Phase]:
+        parameters = tuple(self.layer.parameters())
+        return [Phase(name, parameters, self._loss, self.repeats) for name in self.names]
+
+    def _loss(self, images: Tensor, labels: Tensor | None) -> Losses:
+        losses: Losses = self.returned(self.layer(images))
+        return losses
+
+
+def test_phases_that_cannot_be_told_apart_or_never_run_are_refused() -> None:
+    def loss(y: Tensor) -> Losses:
+        return {"loss": y.mean()}
+
+    for model, message in (
+        (Given(loss, "own", "other", "own"), r"names of their own \(got 'own' 2 times\)"),
+        (Given(loss), r"at least one phase \(got none\)"),
+        (Given(loss, "own", repeats=0), r"repeats of phase 'own' must be at least 1 \(got 0\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(model, Noise(4, 6))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda y: y.mean(), r"phase 'own' must return a dictionary .*\(got Tensor\)"),
+        (lambda y: {"error": y.mean()}, r"one named 'loss' \(got 'error'\)"),
+        (lambda y: {}, r"\(got an empty one\)"),
+        (lambda y: {"loss": y}, r"got 'loss' of shape \(4, 2\)\): take its mean"),
+        (lambda y: {"loss": y.mean(), "norm": y.norm(dim=1).detach()}, r"'norm' of shape \(4,\)"),
+        (lambda y: {"loss": y.mean(), "size": 4.0}, r"got 'size': float"),
+        (lambda y: {"loss": y.mean().detach()}, "must depend on a parameter"),
+    ],
+)
+def test_a_loss_that_returns_something_else_is_refused_by_the_name_of_its_phase(
+    returned: Callable[[Tensor], Any], message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Trainer(Given(returned, "own"), Noise(4, 6), progress=False).fit(1)
 
 
 def test_simultaneous_updates_of_phases_that_repeat_are_refused(digits: Splits) -> None:
