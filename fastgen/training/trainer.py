@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen.data import Batches, ImageDataset, Splits
+from fastgen.data import Batches, ImageDataset, Splits, fingerprint
 from fastgen.models import Model
 
 from .averaging import WeightAverage
@@ -24,7 +24,7 @@ from .log import Record, RunLog
 from .processes import BatchSource, Processes, find_processes
 from .progress import Meter, Progress
 from .recorder import Recorder
-from .run_folder import RunFolder, Settings
+from .run_folder import FINGERPRINT, RunFolder, Settings
 from .seeds import PICTURES, own_generators, seed_generators, step_seed
 from .stepper import UPDATES, OptimizerFactory, Stepper
 from .text import spelled, without_addresses
@@ -81,7 +81,8 @@ class Trainer:
             :class:`~fastgen.training.averaging.WeightAverage`; 0 or None for none.
         run: a folder for log, pictures, checkpoints and a report, see
             :mod:`fastgen.training.run_folder`. If it holds a run already, `fit` continues that.
-        settings: what ``config.json`` records and compares; by default the arguments above.
+        settings: what ``config.json`` records and compares; by default the arguments above, an
+            `ImageDataset` by its fingerprint.
         held_out: images to show beside their reconstructions; by default those trained on.
         log_every, sample_every, checkpoint_every: in steps; the last step has them all.
         keep: how many checkpoints stay, the newest ones.
@@ -170,13 +171,14 @@ class Trainer:
             "model": type(model).__name__,
             "details": without_addresses(model.extra_repr()),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "batch_size": batch_size,
-            "seed": seed,
+            "batch_size": int(batch_size),
+            "seed": int(seed),
             "precision": precision,
             "optimizers": [spelled(each) for each in self._stepper.optimizers],
             "augment": spelled(augment),
             "updates": updates,
-            "ema_decay": ema_decay,
+            "ema_decay": None if ema_decay is None else float(ema_decay),
+            **({} if run is None else _pictures_of(self._batches)),
         }
 
     def fit(self, steps: int) -> Record:
@@ -393,6 +395,14 @@ class Trainer:
             return data
         self._processes.check_divides(batch_size)
         return Batches(data, batch_size, seed=self._seed, device=self.device)
+
+
+def _pictures_of(batches: BatchSource) -> Settings:
+    """What a run records of its pictures, where they are known."""
+    if type(batches) is not Batches:
+        return {}
+    dataset = batches.dataset
+    return {"data": dataset.description, FINGERPRINT: fingerprint(dataset)}
 
 
 def _nothing(step: int) -> None:

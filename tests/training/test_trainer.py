@@ -7,6 +7,7 @@ import json
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from toys import Batch, Constant, Noise, Regression, Transposed, TwoNumbers, models, sgd
 
-from fastgen.data import AffineJitter, Splits
+from fastgen.data import AffineJitter, ImageDataset, Splits
 from fastgen.models import GAN, WGAN, Losses, Model, Phase
 from fastgen.training import ConfigMismatch, Trainer
 from fastgen.training.averaging import WeightAverage
@@ -427,6 +428,32 @@ def test_a_run_of_other_settings_is_refused(
     other = Trainer(Regression(size), Noise(4, size), run=run, progress=False, **options)
     with pytest.raises(ConfigMismatch, match=message):
         other.fit(4)
+
+
+def test_a_run_of_other_pictures_is_refused(digits: Splits, run: Path) -> None:
+    def training(data: ImageDataset) -> Trainer:
+        return Trainer(models(digits)["vae"](), data, batch_size=8, run=run, progress=False)
+
+    training(digits.train).fit(2)
+    inverted = replace(digits.train, base=255 - digits.train.base)
+    with pytest.raises(
+        ConfigMismatch, match=r"pictures of .* are not those that .* was trained on"
+    ):
+        training(inverted).fit(4)
+    moved = replace(digits.train, description="elsewhere")
+    assert training(moved).fit(4)["step"] == 4
+
+
+def test_numbers_of_numpy_are_settings_like_any(digits: Splits, run: Path) -> None:
+    def training(kind: Callable[[int], Any], average: Callable[[float], Any]) -> Trainer:
+        options = {"batch_size": kind(8), "seed": kind(3), "ema_decay": average(0.5)}
+        every = {"checkpoint_every": kind(2), "keep": kind(1)}
+        return Trainer(
+            models(digits)["gan"](), digits.train, run=run, progress=False, **options, **every
+        )
+
+    training(np.int64, np.float32).fit(np.int64(2))  # type: ignore[arg-type]
+    assert training(int, float).fit(4)["step"] == 4
 
 
 def test_a_run_in_use_keeps_its_settings_when_another_training_is_refused(run: Path) -> None:
