@@ -70,7 +70,9 @@ class Progress:
 
     def _left(self, step: int) -> timedelta:
         pace = (perf_counter() - self._start) / max(1, step - self._first)
-        return timedelta(seconds=round(pace * (self._steps - step)))
+        # Who trains until Ctrl-C may give more steps than a timedelta has seconds for.
+        most = timedelta.max // timedelta(seconds=1)
+        return timedelta(seconds=min(round(pace * (self._steps - step)), most))
 
 
 class Meter:

@@ -23,6 +23,16 @@ def test_off_a_terminal_each_log_point_is_one_line(capsys: pytest.CaptureFixture
     assert re.fullmatch(pattern, err)
 
 
+@pytest.mark.parametrize("steps", [10**18, sys.maxsize, 10**40])
+def test_more_steps_than_any_time_has_are_no_obstacle(
+    steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress(0, steps, on=True) as progress:
+        sleep(0.01)
+        progress.show(RECORD)
+    assert f"step 10/{steps}" in capsys.readouterr().err
+
+
 def test_on_a_terminal_a_bar_shows_losses_speed_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
