@@ -117,7 +117,7 @@ def _evaluation(path: Path) -> str:
 
 
 def _pictures(folder: RunFolder) -> str:
-    samples = sorted(folder.samples.glob("*.png"))
+    samples = sorted(folder.samples.glob("*.png"), key=_step_of)
     kinds: list[tuple[str, Callable[[Path], bool]]] = [
         ("samples", lambda path: path.stem.isdecimal()),
         ("reconstructions", lambda path: not path.stem.isdecimal()),
@@ -132,6 +132,12 @@ def _pictures(folder: RunFolder) -> str:
         for path in paths
     ]
     return _cards(figures)
+
+
+def _step_of(picture: Path) -> tuple[int, str]:
+    # Not by name alone: "1000000" comes before "999750".
+    step = picture.stem.partition("-")[0]
+    return int(step) if step.isdecimal() else -1, picture.name
 
 
 def _curves(records: list[Record]) -> str:

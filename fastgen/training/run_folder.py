@@ -121,8 +121,8 @@ class RunFolder:
         if not self.config.exists():
             return None
         try:
-            settings: dict[str, Any] = json.loads(self.config.read_text())["settings"]
-        except (ValueError, KeyError, TypeError) as error:
+            settings: dict[str, Any] = dict(json.loads(self.config.read_text())["settings"].items())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.config} is not the configuration of a run") from error
         return settings
 
@@ -182,7 +182,9 @@ class RunFolder:
 
 def next_run(folder: Path, settings: Settings) -> Path:
     """The next numbered run in a folder, such as ``runs/0001-wgan-digits``; nothing is made."""
-    numbers = [int(path.name[:4]) for path in folder.glob("[0-9][0-9][0-9][0-9]-*")]
+    # Four digits or more: what is not seen here is not counted past.
+    found = [re.match(r"\d{4,}(?=-)", path.name, re.ASCII) for path in folder.glob("*")]
+    numbers = [int(number[0]) for number in found if number]
     source = NO_TEXT.sub("_", Path(settings["data"].partition(":")[0]).stem)
     return folder / f"{max(numbers, default=0) + 1:04d}-{settings['model']}-{source}"
 

@@ -65,6 +65,18 @@ def test_the_page_needs_nothing_beside_it_and_shows_the_last_pictures(run: Path)
     assert not re.search(r"https?://|<script|@import|url\(", folder.report.read_text())
 
 
+def test_the_last_pictures_are_those_of_the_highest_step(run: Path) -> None:
+    folder = filled(run)
+    for step in (999_750, 1_000_000):
+        for name in ("samples", "reconstructions"):
+            path = folder.sample(step, name)
+            path.write_bytes(path.stem.encode())
+    write_report(folder)
+    addresses = Page(folder.report.read_text()).addresses
+    shown = [b64decode(address.partition(",")[2]) for address in addresses]
+    assert shown == [b"1000000", b"1000000-reconstructions", b"reals"]
+
+
 def test_the_page_holds_configuration_losses_and_evaluation(run: Path) -> None:
     folder = filled(run)
     write_report(folder)

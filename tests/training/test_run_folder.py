@@ -103,9 +103,10 @@ def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a file: a run needs a folder"):
         RunFolder(tmp_path / "thesis.tex").claim(SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match="is not the configuration of a run"):
-        RunFolder(tmp_path).claim(SETTINGS)
+    for text in ("[1]", '{"settings": [1]}', '{"settings": "text"}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="is not the configuration of a run"):
+            RunFolder(tmp_path).claim(SETTINGS)
 
 
 def test_a_second_training_in_the_same_folder_is_refused_until_the_first_is_gone(
@@ -160,3 +161,6 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     (tmp_path / "0041-vae-faces").mkdir()
     (tmp_path / "notes").mkdir()
     assert next_run(tmp_path, {**settings, "data": "/a/faces.npz"}) == tmp_path / "0042-gan-faces"
+    for taken, then in (("9999-mine", "10000"), ("10000-gan-mnist", "10001")):
+        (tmp_path / taken).mkdir()
+        assert next_run(tmp_path, settings) == tmp_path / f"{then}-gan-mnist"
