@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fastgen.cli import app
-from fastgen.training import NonFiniteLoss
+from fastgen.models import GAN
+from fastgen.training import Interrupted, NonFiniteLoss
 from fastgen.training.checkpoint import checkpoints, read_checkpoint
 from fastgen.training.config import RECIPES
 from fastgen.training.trainer import Trainer
@@ -169,6 +171,7 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
         (("vae", "--lr", -1), "--lr must be a finite number above 0 (got -1.0)"),
         (("vae", "--lr", "inf"), "--lr must be a finite number above 0 (got inf)"),
         (("vae", "--lr", "nan"), "--lr must be a finite number above 0 (got nan)"),
+        (("vae", "--seed", 2**64), f"--seed must be a whole number from 0 to {2**64 - 1} (got"),
         (("vae", "--precision", "fp16"), "--precision must be fp32 or bf16 (got 'fp16')"),
         (("vae", "--device", "gpu"), "--device must be auto, cpu, cuda or a GPU by its number"),
         (("vae", "--device", "meta"), "--device must be auto, cpu, cuda or a GPU by its number"),
@@ -201,11 +204,39 @@ def test_memory_that_does_not_suffice_is_one_line(
     assert remedy in too_wide
     assert "can't allocate memory" in too_wide
 
-    def fit(trainer: Trainer, steps: int) -> None:
+    def fit(*arguments: object, **more: object) -> None:
         raise error
 
+    train("gan", "--run", "run")
+    monkeypatch.setattr(GAN, "sample", fit)
+    drawn = one_line(fastgen("sample", "run", code=1))
+    assert "not enough memory: a smaller --count takes less" in drawn
     monkeypatch.setattr(Trainer, "fit", fit)
     assert remedy in one_line(train("gan", code=1))
+    measured = fastgen("evaluate", "run", code=1).stderr.splitlines()[-1]
+    assert measured.startswith("fastgen: not enough memory (")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_an_evaluation_trains_its_classifier_is_one_line(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(trainer: Trainer, steps: int) -> None:
+        raise Interrupted(number, 3, None)
+
+    train("gan", "--run", "run")
+    monkeypatch.setattr(Trainer, "fit", fit)
+    said = fastgen("evaluate", "run", code=code).stderr.splitlines()
+    assert said[-1] == f"fastgen: stopped by {number.name}"
+
+
+def test_a_disk_that_refuses_the_events_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(trainer: Trainer, steps: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", b"run/events.out.tfevents.1")
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    line = one_line(train("gan", "--run", "run", code=1))
+    assert line == "fastgen: run/events.out.tfevents.1: No space left on device"
 
 
 def test_an_unknown_backend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,6 +408,13 @@ def test_samples_come_from_the_averaged_weights(tmp_path: Path) -> None:
     below = picture(tmp_path / "run" / "samples" / "000003.png")
     sample = picture(tmp_path / "sample.png")
     assert np.array_equal(below[: len(sample)], sample)
+
+
+def test_a_seed_that_torch_cannot_take_is_one_line() -> None:
+    train("vae", "--run", "run", steps=1)
+    fastgen("sample", "run", "--seed", 2**64 - 1)
+    line = one_line(fastgen("sample", "run", "--seed", 2**64, code=2))
+    assert line == f"fastgen: --seed must be a whole number from 0 to {2**64 - 1} (got {2**64})"
 
 
 @pytest.mark.parametrize("model", ["autoencoder", "classifier"])

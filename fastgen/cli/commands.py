@@ -21,6 +21,7 @@ from fastgen.training.config import (
     ConfigError,
     build_model,
     check_device,
+    check_seed,
     resolve,
     term_forms,
     with_data,
@@ -54,6 +55,8 @@ OUTPUT_DEFAULTS = {
     "sample_every": 250,
     "checkpoint_every": 250,
 }
+
+SMALLER = "a smaller --batch-size, --width or --image-size takes less"
 
 
 def main() -> None:
@@ -276,7 +279,7 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    with one_line_for_each_failure(), ExitStack() as stack:
+    with one_line_for_each_failure(SMALLER), ExitStack() as stack:
         from fastgen.data import AffineJitter
         from fastgen.training.processes import find_processes
         from fastgen.training.summary import describe
@@ -364,7 +367,7 @@ def sample(
     ] = False,
 ) -> None:
     """Draw images with a trained model's averaged weights."""
-    with one_line_for_each_failure(), wrong_input():
+    with one_line_for_each_failure("a smaller --count takes less"), wrong_input():
         from fastgen.training.devices import resolve_device
         from fastgen.training.loading import load_run
         from fastgen.training.pictures import DrawsImages, interpolations, save_png, tiles
@@ -372,6 +375,7 @@ def sample(
 
         if not is_first_process():
             return
+        check_seed(seed)
         what = "interpolation" if interpolate else "sample"
         path = out if out is not None else run / f"{what}-seed{seed}.png"
         if path.suffix.lower() != ".png" or path.is_dir():
@@ -548,7 +552,7 @@ def bench(
     the user's cache folder and used by every later run with the same shapes; `fastgen info
     --routes` shows them.
     """
-    with one_line_for_each_failure(), wrong_input():
+    with one_line_for_each_failure(SMALLER if tune else ""), wrong_input():
         check_device(device)
         if not tune:
             complete = _climb(quick, out, threads, device)

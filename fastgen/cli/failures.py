@@ -5,9 +5,11 @@ Exit code 2 for wrong input, 1 for what went wrong on the way, 130 and 143 for C
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING
 
 import typer
@@ -53,12 +55,17 @@ def wrong_input() -> Iterator[None]:
 
 
 @contextmanager
-def one_line_for_each_failure() -> Iterator[None]:
-    """Everything that can go wrong without a bug ends in one line."""
+def one_line_for_each_failure(to_take_less: str = "") -> Iterator[None]:
+    """Everything that can go wrong without a bug ends in one line.
+
+    Args:
+        to_take_less: what to do where memory does not suffice.
+    """
     from fastgen.ops.backend import BackendUnavailable
     from fastgen.training.checkpoint import CheckpointError, ForeignCheckpoint
     from fastgen.training.finite import NonFiniteLoss
     from fastgen.training.graphs import CaptureError
+    from fastgen.training.interrupt import Interrupted
     from fastgen.training.processes import OtherProcessFailed, ProcessesError
     from fastgen.training.run_folder import FolderInUse
 
@@ -72,6 +79,8 @@ def one_line_for_each_failure() -> Iterator[None]:
         raise fail(error, 1) from error
     except (CaptureError, NonFiniteLoss, OtherProcessFailed) as error:
         raise fail(error, 1, for_all=True) from error
+    except Interrupted as stop:  # of a training that is a part of something else
+        raise fail(f"stopped by {Signals(stop.signal).name}", stop.exit_code) from stop
     except ModuleNotFoundError as error:
         hint = 'pip install "fastgen-kernels[train]"'
         raise fail(f"{error.name} is not installed: {hint}", 1) from error
@@ -80,8 +89,8 @@ def one_line_for_each_failure() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _of_memory(error):
             raise
-        remedy = "a smaller --batch-size, --width or --image-size takes less"
-        raise fail(f"not enough memory: {remedy} ({_first_line(error)})", 1) from error
+        remedy = f": {to_take_less}" if to_take_less else ""
+        raise fail(f"not enough memory{remedy} ({_first_line(error)})", 1) from error
 
 
 @contextmanager
@@ -125,5 +134,6 @@ def _first_line(error: Exception) -> str:
 
 def _of_the_system(error: OSError, place: Path | None = None) -> str:
     """What the system says, after the file or, where it names none, the place."""
-    where = error.filename or place
+    # TensorBoard's name is bytes.
+    where = os.fsdecode(error.filename) if error.filename else place
     return f"{where}: {error.strerror or error}" if where else f"{error.strerror or error}"

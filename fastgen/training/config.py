@@ -70,6 +70,15 @@ def check_device(device: str, capture: str = "auto") -> None:
     _check("capture", capture)
 
 
+def check_seed(seed: int) -> None:
+    """Make sure that ``--seed`` is one that torch can take.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    _check("seed", seed)
+
+
 def with_data(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Splits]:
     """Load the data that settings name, and add to them what a model must know of it.
 
@@ -263,6 +272,7 @@ TO_LABEL = "put the pictures into one sub-folder per class, or images and labels
 ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lr": ("a finite number above 0", lambda lr: 0 < lr < inf),
     "ema": ("a number from 0 up to, but not including, 1", lambda ema: 0 <= ema < 1),
+    "seed": (f"a whole number from 0 to {2**64 - 1}", lambda seed: 0 <= seed < 2**64),
     "precision": ("fp32 or bf16", ("fp32", "bf16").__contains__),
     "device": (
         "auto, cpu, cuda or a GPU by its number, as cuda:1",
