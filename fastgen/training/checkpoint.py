@@ -179,9 +179,11 @@ def discard_partial(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the newest checkpoints."""
+def keep_newest(folder: Path, count: int, *, spared: Path | None = None) -> None:
+    """Delete all but the newest checkpoints and one that is spared."""
     for path in checkpoints(folder)[:-count]:
+        if path == spared:
+            continue
         # Renamed first: a kill in the middle must not leave a half under a whole one's name.
         doomed = path.with_name(f"{PARTIAL}{path.name}")
         path.rename(doomed)

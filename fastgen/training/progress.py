@@ -26,7 +26,8 @@ class Progress:
     def __init__(self, done: int, steps: int, *, on: bool) -> None:
         self._on, self._steps, self._first, self._start = on, steps, done, perf_counter()
         self._bar: Any = None
-        if on and sys.stderr.isatty():
+        # None where it is closed, as for some services.
+        if on and sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=steps, initial=done, dynamic_ncols=True, bar_format=BAR)
@@ -53,7 +54,7 @@ class Progress:
         """Print a line without disturbing the bar, in any case."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
-        else:
+        elif sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:

@@ -83,5 +83,6 @@ class Recorder:
         # The state after a step is a function of (seed, step): what is there already is this one.
         if not path.exists():
             write_checkpoint(path, self._state())
-        keep_newest(self.folder.checkpoints, self._keep)
+        # Who went back by `load` may have newer ones there than the one just written.
+        keep_newest(self.folder.checkpoints, self._keep, spared=path)
         write_report(self.folder)

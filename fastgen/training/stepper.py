@@ -199,14 +199,25 @@ class Stepper:
             self._after_step(place, ours=False)
 
     def state(self) -> Checkpoint:
-        """Everything the next step depends on."""
+        """Everything the next step depends on.
+
+        Raises:
+            TypeError: the model or an optimizer has a state that a checkpoint cannot hold.
+        """
         packed, optimizer = pack(
             {
                 phase.name: optimizer.state_dict()
                 for phase, optimizer in zip(self.phases, self.optimizers, strict=True)
             }
         )
-        tensors: dict[str, Mapping[str, Tensor]] = {"model": self._model.state_dict()}
+        weights = self._model.state_dict()
+        for name, value in weights.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{name} of the model's state_dict is a {type(value).__name__}, which a "
+                    "checkpoint cannot hold: let get_extra_state return a tensor"
+                )
+        tensors: dict[str, Mapping[str, Tensor]] = {"model": weights}
         if self._average is not None:
             tensors["ema"] = self._average.weights
         return Checkpoint({**tensors, "optimizer": optimizer}, {"optimizers": packed})

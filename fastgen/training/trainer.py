@@ -178,7 +178,7 @@ class Trainer:
             "augment": spelled(augment),
             "updates": updates,
             "ema_decay": None if ema_decay is None else float(ema_decay),
-            **({} if run is None else _pictures_of(self._batches)),
+            **({} if run is None else _data_settings(self._batches)),
         }
 
     def fit(self, steps: int) -> Record:
@@ -301,8 +301,9 @@ class Trainer:
             state=self._state,
             keep=self._keep,
         )
+        # Whatever is wrong with the pictures, or with the state, shows now and not after an hour.
+        self._state()
         if self.step == 0:
-            # Whatever is wrong with the pictures shows now and not after an hour.
             self._do(recorder.draw)
         return recorder, progress
 
@@ -397,12 +398,18 @@ class Trainer:
         return Batches(data, batch_size, seed=self._seed, device=self.device)
 
 
-def _pictures_of(batches: BatchSource) -> Settings:
-    """What a run records of its pictures, where they are known."""
+def _data_settings(batches: BatchSource) -> Settings:
+    """What a run records of its batches, where their pictures are known."""
     if type(batches) is not Batches:
         return {}
     dataset = batches.dataset
-    return {"data": dataset.description, FINGERPRINT: fingerprint(dataset)}
+    return {
+        "data": dataset.description,
+        FINGERPRINT: fingerprint(dataset),
+        # Those of batches that the caller made may be others than the trainer's.
+        "batch_size": int(batches.batch_size),
+        "order_seed": int(batches.seed),
+    }
 
 
 def _nothing(step: int) -> None:

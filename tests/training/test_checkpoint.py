@@ -151,6 +151,8 @@ def test_what_a_kill_left_is_cleared_and_never_read(tmp_path: Path) -> None:
 
 def test_the_newest_are_kept_by_number_and_not_by_name(tmp_path: Path) -> None:
     write(tmp_path, 999_999, 1_000_000, 20)
+    keep_newest(tmp_path, 2, spared=tmp_path / "000020")
+    assert names(tmp_path) == ["000020", "1000000", "999999"]
     keep_newest(tmp_path, 2)
     assert names(tmp_path) == ["1000000", "999999"]
     keep_newest(tmp_path, 5)

@@ -72,6 +72,18 @@ def test_a_bar_of_usual_width_shows_the_loss_of_every_phase(
     assert shown_last in line
 
 
+def test_without_standard_error_nothing_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with Progress(0, 20, on=True) as progress:
+        progress.advance()
+        progress.show(RECORD)
+        progress.warn("a line")
+    monkeypatch.undo()
+    assert capsys.readouterr() == ("", "")
+
+
 def test_off_it_says_nothing_but_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(0, 20, on=False) as progress:
         progress.show(RECORD)

@@ -128,6 +128,19 @@ def test_save_and_load_work_without_a_run_folder(digits: Splits, tmp_path: Path)
         assert torch.equal(second.model.state_dict()[name], weight), name
 
 
+def test_who_goes_back_and_is_stopped_finds_the_checkpoint_of_that_step(
+    digits: Splits, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer("vae", digits, run, checkpoint_every=1, keep=9).fit(5)
+    back = trainer("vae", digits, run, checkpoint_every=10, keep=2)
+    back.load(run / "checkpoints" / "000002")
+    monkeypatch.setattr(back._processes, "agree", lambda number: signal.SIGTERM)
+    with pytest.raises(Interrupted) as stopped:
+        back.fit(9)
+    assert stopped.value.checkpoint == run / "checkpoints" / "000003"
+    assert read_checkpoint(stopped.value.checkpoint).state["step"] == 3
+
+
 def test_two_fits_of_one_trainer_equal_one(digits: Splits, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     trainer("wgan", digits, whole).fit(2 * N)

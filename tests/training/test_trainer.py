@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from toys import Batch, Constant, Noise, Regression, Transposed, TwoNumbers, models, sgd
 
-from fastgen.data import AffineJitter, ImageDataset, Splits
+from fastgen.data import AffineJitter, Batches, ImageDataset, Splits
 from fastgen.models import GAN, WGAN, Losses, Model, Phase
 from fastgen.training import ConfigMismatch, Trainer
 from fastgen.training.averaging import WeightAverage
@@ -442,6 +442,38 @@ def test_a_run_of_other_pictures_is_refused(digits: Splits, run: Path) -> None:
         training(inverted).fit(4)
     moved = replace(digits.train, description="elsewhere")
     assert training(moved).fit(4)["step"] == 4
+
+
+def test_a_run_of_other_batches_is_refused(digits: Splits, run: Path) -> None:
+    def training(batch_size: int, seed: int) -> Trainer:
+        batches = Batches(digits.train, batch_size, seed=seed)
+        return Trainer(models(digits)["vae"](), batches, run=run, progress=False)
+
+    training(8, 1).fit(1)
+    for other, message in ((training(16, 1), "batch_size +8 +16"), (training(8, 2), "seed +1 +2")):
+        with pytest.raises(ConfigMismatch, match=message):
+            other.fit(2)
+    assert training(8, 1).fit(2)["step"] == 2
+
+
+class Noted(nn.Linear):
+    """A layer with a state that is no tensor."""
+
+    def get_extra_state(self) -> Any:
+        return {"note": 1}
+
+    def set_extra_state(self, state: Any) -> None: ...
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_refused_before_the_first_step(run: Path) -> None:
+    model = Regression()
+    model.network[0] = Noted(6, 4)
+    trainer = Trainer(model, Noise(4, 6), run=run, progress=False)
+    with pytest.raises(
+        TypeError, match=r"network\.0\._extra_state of the model's state_dict is a dict"
+    ):
+        trainer.fit(2)
+    assert trainer.step == 0
 
 
 def test_numbers_of_numpy_are_settings_like_any(digits: Splits, run: Path) -> None:
