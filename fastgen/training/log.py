@@ -94,6 +94,11 @@ class RunLog:
         if self._events is not None and picture.shape[2] != 2:  # gray and alpha: not shown there
             self._events.add_image(name, picture, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Return when the events are in their file: a thread of TensorBoard's writes them."""
+        if self._events is not None:
+            self._events.flush()
+
     def __enter__(self) -> Self:
         return self
 

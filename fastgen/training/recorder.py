@@ -82,6 +82,8 @@ class Recorder:
             self._examined = True
         # The state after a step is a function of (seed, step): what is there already is this one.
         if not path.exists():
+            # A training that goes on from here after a kill does not log its steps again.
+            self._log.flush()
             write_checkpoint(path, self._state())
         # Who went back by `load` may have newer ones there than the one just written.
         keep_newest(self.folder.checkpoints, self._keep, spared=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from fastgen.data import AffineJitter, Batches, ImageDataset, Splits
 from fastgen.models import GAN, WGAN, Losses, Model, Phase
 from fastgen.training import ConfigMismatch, Trainer
 from fastgen.training.averaging import WeightAverage
-from fastgen.training.checkpoint import read_checkpoint
+from fastgen.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fastgen.training.run_folder import FolderInUse, RunFolder
 
 # --- updates, by hand ---
@@ -370,6 +371,31 @@ def test_samples_are_drawn_with_the_averaged_weights(digits: Splits, run: Path) 
     picture = np.asarray(Image.open(run / "samples" / "000003.png"))[2:50:6, 2:50:6]
     expected = ((averaged[0, 0] + 1) * 127.5).round().clamp(0, 255)
     assert np.array_equal(picture, expected.byte().numpy())
+
+
+def test_events_are_written_before_the_checkpoint_that_counts_on_them(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    write, seen = writer.RecordWriter.write, list[list[int]]()
+
+    def slowly(self: Any, data: bytes) -> None:
+        time.sleep(0.02)
+        write(self, data)
+
+    def looking(path: Path, checkpoint: Checkpoint) -> None:
+        events = accumulator.EventAccumulator(str(run)).Reload()
+        seen.append([point.step for point in events.Scalars("regression/loss")])
+        write_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr(writer.RecordWriter, "write", slowly)
+    monkeypatch.setattr("fastgen.training.recorder.write_checkpoint", looking)
+    trainer = Trainer(
+        Regression(), Noise(4, 6), run=run, log_every=1, checkpoint_every=2, progress=False
+    )
+    trainer.fit(4)
+    assert seen == [[1, 2], [1, 2, 3, 4]]
 
 
 def test_what_a_kill_left_among_the_checkpoints_is_cleared(run: Path) -> None:
