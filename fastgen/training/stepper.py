@@ -242,8 +242,7 @@ class Stepper:
         if self._average is not None:
             self._average.load(checkpoint.tensors["ema"])
         for name, optimizer in zip(names, self.optimizers, strict=True):
-            optimizer.load_state_dict(_run_as(optimizer, optimizers[name]))
-            lay_out_state(optimizer)
+            _load_state(optimizer, optimizers[name])
         self.graphs.forget()
 
     def _forward(self, place: int, batch: Batch) -> Losses:
@@ -390,6 +389,21 @@ def _being_captured() -> bool:
     # Asked before CUDA is in use, torch would take a GPU's memory for a training on the CPU.
     initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return initialized and torch.cuda.is_current_stream_capturing()
+
+
+@torch.no_grad()
+def _load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    # A setting that is a tensor stays the caller's, who changes the learning rate through it.
+    held = [
+        {key: value for key, value in group.items() if isinstance(value, Tensor)}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(_run_as(optimizer, state))
+    for group, tensors in zip(optimizer.param_groups, held, strict=True):
+        for key, tensor in tensors.items():
+            tensor.copy_(torch.as_tensor(group[key]))
+            group[key] = tensor
+    lay_out_state(optimizer)
 
 
 def _run_as(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

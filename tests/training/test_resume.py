@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from toys import Noise, Regression, Transposed, models
 
 from fastgen.data import Splits
-from fastgen.models import GAN, WGAN
+from fastgen.models import GAN, WGAN, Phase
 from fastgen.training import Interrupted, Trainer
 from fastgen.training.checkpoint import (
     Checkpoint,
@@ -90,6 +91,39 @@ def test_any_optimizer_goes_on_exactly(optimizer: Any, digits: Splits, tmp_path:
     trainer("gan", digits, parts, optimizer=make).fit(N)
     trainer("gan", digits, parts, start=1, optimizer=make).fit(2 * N)
     assert_equal(last(parts), last(whole))
+
+
+class Annealed(Regression):
+    """Its learning rate is a tensor, lowered after each update through the caller's own name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr = torch.tensor(0.01)
+
+    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=self.lr, fused=True)
+
+    def phases(self) -> list[Phase]:
+        return [replace(phase, after_step=self._lower) for phase in super().phases()]
+
+    def _lower(self) -> None:
+        self.lr.mul_(0.8)
+
+
+def test_a_learning_rate_that_is_a_tensor_stays_the_callers(run: Path) -> None:
+    def training(path: Path | None) -> tuple[Annealed, Trainer]:
+        torch.manual_seed(0)
+        model = Annealed()
+        options: dict[str, Any] = {"optimizer": model.optimizer, "progress": False}
+        return model, Trainer(model, Noise(5, 6), run=path, **options)
+
+    (whole, once), (_, before), (resumed, after) = training(None), training(run), training(run)
+    once.fit(2 * N)
+    before.fit(N)
+    after.fit(2 * N)
+    assert torch.equal(resumed.lr, whole.lr)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
 class Own:
