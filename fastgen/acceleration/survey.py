@@ -22,6 +22,7 @@ from .report import Row
 from .rerouting import Plan, is_users, mentions, mentions_rerouted
 from .tracing import NotTraceable, plan_of
 
+WHOLE_MAPS = "it answers in contiguous memory: with it in the model all weights stay as they are"
 LINEAR = "no activation that it could take in is known to be behind it, and alone it gains nothing"
 
 
@@ -29,6 +30,7 @@ class Survey:
     """What a model is made of, as acceleration sees it.
 
     Attributes:
+        channels_last: whether weights move to it.
         exchanged: the modules whose class changes.
         plans: by the id of a module with a forward of the user's, what its layers take in.
         rows: what the report says.
@@ -36,8 +38,10 @@ class Survey:
 
     def __init__(self, model: nn.Module, *, fold: bool, channels_last: bool) -> None:
         self.fold = fold
-        self.channels_last = channels_last
         self.modules = dict(model.named_modules())
+        # Between layers in channels_last each of these would copy its map twice.
+        self.contiguous = {id(m) for m in self.modules.values() if channels_last and _is_of_maps(m)}
+        self.channels_last = channels_last and not self.contiguous
         self.names = {id(module): name or "(model)" for name, module in self.modules.items()}
         places = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
         self.shared = {key for key, count in places.items() if count > 1}
@@ -155,6 +159,8 @@ class Survey:
                 yield Row(name, kind, f"part of {parts}" if parts else "fastgen's", "")
             elif parts:
                 yield Row(name, kind, f"part of {parts}", "")
+            elif key in self.contiguous:
+                yield Row(name, kind, "", WHOLE_MAPS)
             elif has_users_forward(module) and _is_replaced_on_the_instance(module):
                 yield Row(name, kind, "", "its forward was replaced on the instance")
             elif is_sequence(original_class(module)):
@@ -180,6 +186,11 @@ def _label(activation: Activation) -> str:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and is_candidate(module)
+
+
+def _is_of_maps(module: nn.Module) -> bool:
+    """Whether a module normalizes whole maps, (C, H, W), which it takes and gives contiguous."""
+    return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 3
 
 
 def _is_replaced_on_the_instance(module: nn.Module) -> bool:

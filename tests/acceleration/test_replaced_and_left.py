@@ -391,3 +391,20 @@ def test_a_model_that_is_one_layer_is_replaced():
     model, original, said = accelerated(nn.Conv2d(3, 4, 3))
     assert said["(model)"][0] == "fastgen's"
     assert_same_model(model, original, images(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("shape", "moves"), [((8, 16, 16), False), ((16,), True), ((16, 16), True)]
+)
+def test_weights_stay_contiguous_beside_a_norm_of_whole_maps(shape, moves) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm(shape), nn.ReLU())
+    asked = accelerate(model, channels_last=False, dry_run=True)
+    assert not any(row.kind == "LayerNorm" for row in asked.left)
+    report = accelerate(model)
+    moved = model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert moved == moves
+    reasons = [row.why for row in report.left if row.kind == "LayerNorm"]
+    assert bool(reasons) != moves
+    assert all("contiguous" in reason for reason in reasons)
+    answer = model[:1](torch.randn(2, 3, 16, 16))
+    assert answer.is_contiguous(memory_format=torch.channels_last) == moves
