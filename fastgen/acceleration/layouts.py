@@ -13,12 +13,13 @@ def to_channels_last(layer: nn.Module) -> None:
     """Move the four-dimensional parameters of a layer, those of its parametrizations too, and note
     which. They stay the same objects.
     """
-    moved = []
-    for name, parameter in layer.named_parameters():
-        four = parameter.dim() == 4 and parameter.is_contiguous()
-        if four and not parameter.is_contiguous(memory_format=torch.channels_last):
-            _move(parameter, torch.channels_last)
-            moved.append(name)
+    moved = [
+        name
+        for name, parameter in layer.named_parameters()
+        if parameter.dim() == 4
+        and parameter.is_contiguous()
+        and _move(parameter, torch.channels_last)
+    ]
     layer.__dict__["_accelerated_layout"] = moved + layer.__dict__.get("_accelerated_layout", [])
 
 
@@ -30,12 +31,21 @@ def to_original(layer: nn.Module) -> None:
             _move(parameters[name], torch.contiguous_format)
 
 
-def _move(parameter: nn.Parameter, memory_format: torch.memory_format) -> None:
-    """The gradient goes along: autograd wants it in the layout of its parameter."""
+def _move(parameter: nn.Parameter, memory_format: torch.memory_format) -> bool:
+    """Whether there was anything to move. The gradient goes along: autograd wants it in the layout
+    of its parameter.
+
+    A weight of 1x1 taps, or of one channel, is contiguous in both formats; but by its strides
+    PyTorch tells in which a convolution answers, so these move.
+    """
+    data = parameter.data.to(memory_format=memory_format)
+    if data.stride() == parameter.stride():
+        return False
     _watch_optimizers()
-    parameter.data = parameter.data.contiguous(memory_format=memory_format)
+    parameter.data = data
     if parameter.grad is not None:
-        parameter.grad = parameter.grad.contiguous(memory_format=memory_format)
+        parameter.grad = parameter.grad.to(memory_format=memory_format)
+    return True
 
 
 def lay_out_state(optimizer: Optimizer, dimensions: int | None = None) -> None:

@@ -408,3 +408,19 @@ def test_weights_stay_contiguous_beside_a_norm_of_whole_maps(shape, moves) -> No
     assert all("contiguous" in reason for reason in reasons)
     answer = model[:1](torch.randn(2, 3, 16, 16))
     assert answer.is_contiguous(memory_format=torch.channels_last) == moves
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("sizes", [(8, 4, 1), (1, 4, 3), (4, 1, 1), (1, 1, 3)])
+def test_a_weight_contiguous_in_both_formats_moves_too(kind, sizes) -> None:
+    model = nn.Sequential(kind(*sizes), nn.ReLU())
+    weight, x = model[0].weight, torch.randn(2, sizes[0], 6, 6)
+    strides, expected = weight.stride(), model(x)
+    expected.sum().backward()
+    accelerate(model)
+    answer = model(x)
+    assert answer.is_contiguous(memory_format=torch.channels_last)
+    assert weight.grad.stride() == weight.stride()
+    torch.testing.assert_close(answer, expected)
+    fastgen.restore(model)
+    assert weight.stride() == weight.grad.stride() == strides
