@@ -39,8 +39,12 @@ class Survey:
     def __init__(self, model: nn.Module, *, fold: bool, channels_last: bool) -> None:
         self.fold = fold
         self.modules = dict(model.named_modules())
-        # Between layers in channels_last each of these would copy its map twice.
-        self.contiguous = {id(m) for m in self.modules.values() if channels_last and _is_of_maps(m)}
+        # Between layers in channels_last each of these would copy its map twice. On a GPU cuDNN
+        # copies as much for every contiguous convolution.
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        self.contiguous = {
+            id(m) for m in self.modules.values() if channels_last and on_cpu and _is_of_maps(m)
+        }
         self.channels_last = channels_last and not self.contiguous
         self.names = {id(module): name or "(model)" for name, module in self.modules.items()}
         places = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))

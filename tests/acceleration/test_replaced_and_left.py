@@ -410,6 +410,14 @@ def test_weights_stay_contiguous_beside_a_norm_of_whole_maps(shape, moves) -> No
     assert answer.is_contiguous(memory_format=torch.channels_last) == moves
 
 
+def test_elsewhere_than_on_a_cpu_they_move_beside_a_norm_of_whole_maps() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm((8, 16, 16)))
+    report = accelerate(model)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not any("contiguous" in row.why for row in report.left)
+
+
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
 @pytest.mark.parametrize("sizes", [(8, 4, 1), (1, 4, 3), (4, 1, 1), (1, 1, 3)])
 def test_a_weight_contiguous_in_both_formats_moves_too(kind, sizes) -> None:
