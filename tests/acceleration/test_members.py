@@ -143,6 +143,21 @@ def test_layouts_of_weights_and_gradients_move_together_and_back():
     assert [(p.stride(), p.grad.stride()) for p in model.parameters()] == strides
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_random_numbers_of_a_map_are_those_of_the_original_in_the_same_layout(channels_last):
+    original = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.5)).double()
+    model = copy.deepcopy(original)
+    accelerate(model, channels_last=channels_last)
+    if channels_last:
+        original.to(memory_format=torch.channels_last)
+    x = images(2, 3, 8, 8)
+    outputs = []
+    for network in (model, original):
+        torch.manual_seed(0)
+        outputs.append(network(x))
+    torch.testing.assert_close(*outputs)
+
+
 OPTIMIZERS = {
     "adam fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),

@@ -18,6 +18,7 @@ from comparing import (
     rows,
 )
 from torch import nn
+from torch.nn.utils import prune
 
 import fastgen
 from fastgen.nn import ConvLeakyReLU2d
@@ -99,9 +100,12 @@ def test_code_that_views_weights_works_on_contiguous_ones(channels_last):
             nn.utils.parameters_to_vector(model.parameters())
         with pytest.raises(RuntimeError, match="view"):
             optimizer.step(loss)
+        with pytest.raises(RuntimeError, match="view"):
+            prune.l1_unstructured(model[0], "weight", 0.3)
     else:
         assert len(nn.utils.parameters_to_vector(model.parameters())) == 4 * 27 + 4
         optimizer.step(loss)
+        prune.l1_unstructured(model[0], "weight", 0.3)
 
 
 def test_a_compiled_model_is_refused():
