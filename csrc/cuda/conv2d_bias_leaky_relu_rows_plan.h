@@ -172,8 +172,7 @@ void choose_rows_tile(const ImageEdgeConvCall& call, int shared_limit, RowsConvP
 inline int asked_at_once(int words_apart) {
   int of_bank[32] = {}, most = 0;
   for (int word = 0; word < 7 * words_apart + 4; ++word) {
-    const bool asked = word % words_apart < 4 || word >= 7 * words_apart;
-    if (asked) most = std::max(most, ++of_bank[word % 32]);
+    if (word % words_apart < 4) most = std::max(most, ++of_bank[word % 32]);
   }
   return most;
 }

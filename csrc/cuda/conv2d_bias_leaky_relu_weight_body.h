@@ -265,20 +265,6 @@ FASTGEN_HD void load_windows(const WeightPlace& place, const WeightLane& lane, c
   }
 }
 
-struct Two {
-  float first, second;
-};
-
-// Two floats side by side in shared memory, in one access.
-FASTGEN_HD Two load_two(const void* address) {
-#if defined(__CUDA_ARCH__)
-  const float2 two = *static_cast<const float2*>(address);
-  return {two.x, two.y};
-#else
-  return load_whole<Two>(address);
-#endif
-}
-
 #if !defined(__CUDA_ARCH__)
 // What ldmatrix.x4.trans gives a lane: of four matrices of 8 rows and 8 columns of 16 bits, whose
 // rows begin at the addresses that the lanes give, rows 2 t and 2 t + 1 of column g.
@@ -308,9 +294,10 @@ FASTGEN_HD void load_rows(const EdgeWeightPlan& plan, const WeightLane& lane,
     for (int i = 0; i < 2; ++i) {
       FASTGEN_UNROLL
       for (int later = 0; later < 2; ++later) {
-        const Two two = load_two(at + 4 * later * plan.map_pitch + 16 * i * 4);
-        rows[i].words[2 * later] = bits_of(round_to_tf32(two.first));
-        rows[i].words[2 * later + 1] = bits_of(round_to_tf32(two.second));
+        const auto two = load_pack<float, 2>(
+            reinterpret_cast<const float*>(at + 4 * later * plan.map_pitch + 16 * i * 4));
+        rows[i].words[2 * later] = bits_of(round_to_tf32(two.values[0]));
+        rows[i].words[2 * later + 1] = bits_of(round_to_tf32(two.values[1]));
       }
     }
   } else {

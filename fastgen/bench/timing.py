@@ -206,6 +206,10 @@ def _is_constant(tensor: Tensor) -> bool:
 # --------------------------------------------------------------------------------------- ceilings
 
 
+def _moved_bytes(device: torch.device) -> int:
+    return (1 << 30) if device.type == "cuda" else (64 << 20)
+
+
 def copy_bandwidth(device: torch.device | str, *, size: int | None = None) -> float:
     """Bytes per second, read and written, of the best a copy within the device's memory does.
 
@@ -213,7 +217,7 @@ def copy_bandwidth(device: torch.device | str, *, size: int | None = None) -> fl
         size: bytes to copy; 1 GiB on a CUDA device and 64 MiB on a CPU unless given.
     """
     device = torch.device(device)
-    size = size or ((1 << 30) if device.type == "cuda" else (64 << 20))
+    size = size or _moved_bytes(device)
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = measure({"copy": lambda: target.copy_(source)}, device=device, method="events")
@@ -228,7 +232,7 @@ def fill_bandwidth(device: torch.device | str, *, size: int | None = None) -> fl
         size: bytes to fill; 1 GiB on a CUDA device and 64 MiB on a CPU unless given.
     """
     device = torch.device(device)
-    size = size or ((1 << 30) if device.type == "cuda" else (64 << 20))
+    size = size or _moved_bytes(device)
     target = torch.empty(size // 4, device=device)
     filled = measure({"fill": lambda: target.fill_(1.5)}, device=device, method="events")
     return size / filled["fill"].median_s

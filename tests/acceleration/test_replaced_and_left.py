@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import sys
-from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from architectures import PreActivationBlock
+from called import functions
 from comparing import (
     accelerate,
     accelerated,
@@ -330,23 +329,6 @@ def test_pooling_returns_indices_and_takes_single_maps_as_ever():
 # --- what they cost the host ---
 
 
-def called(work):
-    """How often each Python function runs, by its name, on the second run."""
-    work()
-    calls = Counter()
-
-    def note(frame, event, argument):
-        if event == "call":
-            calls[frame.f_code.co_qualname] += 1
-
-    sys.setprofile(note)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return calls
-
-
 ALONE = [
     *(kind(inplace=inplace) for kind in (nn.ReLU, nn.LeakyReLU) for inplace in (False, True)),
     nn.MaxPool2d(2),
@@ -358,7 +340,7 @@ ALONE = [
 def test_a_layer_alone_applies_its_function_without_looking_at_signatures(layer):
     model, _, _ = accelerated(nn.Sequential(layer, nn.ReLU()))
     x = images(2, 3, 6, 6).requires_grad_()
-    calls = called(lambda: model(x * 1).sum().backward())
+    calls = functions(lambda: model(x * 1).sum().backward())
     assert calls["applier.<locals>.apply"] == 2
     assert calls["Function.apply"] == 0
 
@@ -368,7 +350,7 @@ def test_a_layer_alone_applies_no_function_without_gradients(layer):
     model, original, _ = accelerated(nn.Sequential(layer))
     x = images(2, 3, 6, 6)
     with torch.no_grad():
-        calls = called(lambda: model(x.clone()))
+        calls = functions(lambda: model(x.clone()))
         assert torch.equal(model(x.clone()), original(x.clone()))
     assert calls["applier.<locals>.apply"] == calls["Function.apply"] == 0
 

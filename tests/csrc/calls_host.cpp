@@ -149,6 +149,12 @@ struct Edge {
   std::int64_t pixels() const { return batch * channels * height * width; }
   std::int64_t points() const { return batch * others * map_height * map_width; }
   std::int64_t weights() const { return others * channels * kernel * kernel; }
+  void put_picture_strides(std::int64_t (&strides)[4]) const {
+    put_strides(strides, {batch, channels, height, width}, last);
+  }
+  void put_weight_strides(std::int64_t (&strides)[4]) const {
+    put_strides(strides, {others, channels, kernel, kernel}, last);
+  }
 
   explicit Edge(std::istream& line) {
     for (auto* number :
@@ -189,9 +195,8 @@ void edge_forward(std::istream& line) {
   call.channels = edge.channels, call.height = edge.height, call.width = edge.width;
   call.filters = edge.others;
   call.out_height = edge.map_height, call.out_width = edge.map_width;
-  put_strides(call.input_strides, {edge.batch, edge.channels, edge.height, edge.width}, edge.last);
-  put_strides(call.weight_strides, {edge.others, edge.channels, edge.kernel, edge.kernel},
-              edge.last);
+  edge.put_picture_strides(call.input_strides);
+  edge.put_weight_strides(call.weight_strides);
   call.slope = 0.2f;
   call.channels_last = edge.last;
   require_success(image_edge_conv2d(call, nullptr));
@@ -209,10 +214,8 @@ void edge_weight(std::istream& line) {
   call.channels = edge.channels, call.height = edge.height, call.width = edge.width;
   call.filters = edge.others;
   call.map_height = edge.map_height, call.map_width = edge.map_width;
-  put_strides(call.picture_strides, {edge.batch, edge.channels, edge.height, edge.width},
-              edge.last);
-  put_strides(call.result_strides, {edge.others, edge.channels, edge.kernel, edge.kernel},
-              edge.last);
+  edge.put_picture_strides(call.picture_strides);
+  edge.put_weight_strides(call.result_strides);
   Memory partials("partials", edge_weight_partials(call), 4, false);
   call.partials = static_cast<float*>(partials.at());
   require_success(image_edge_conv2d_weight(call, nullptr));
@@ -235,8 +238,7 @@ void edge_transposed(std::istream& line) {
   call.channels = edge.others, call.height = edge.map_height, call.width = edge.map_width;
   call.out_channels = edge.channels;
   call.out_height = edge.height, call.out_width = edge.width;
-  put_strides(call.weight_strides, {edge.others, edge.channels, edge.kernel, edge.kernel},
-              edge.last);
+  edge.put_weight_strides(call.weight_strides);
   call.slope = call.tanh ? 1.0f : 0.2f;
   call.input_channels_last = call.channels_last = edge.last;
   require_success(image_edge_conv_transpose2d(call, nullptr));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -75,6 +76,7 @@ def said(program: Path, calls: Iterable[str], multiprocessors: int) -> str:
     return done.stdout
 
 
+@functools.cache
 def kernel_names(program: Path) -> dict[str, str]:
     """By address in lower-case hexadecimal digits: the kernels' names, without their arguments."""
     names = subprocess.run(["nm", "-C", program], capture_output=True, text=True, check=True)

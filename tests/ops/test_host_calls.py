@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from called import Operators
+from called import Operators, functions
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -31,23 +29,6 @@ LAYERS = {
 }
 
 
-def counted(work: Callable[[], object]) -> Counter[str]:
-    """Calls of functions and methods of fastgen.ops by name, on the second run."""
-    work()
-    calls: Counter[str] = Counter()
-
-    def note(frame, event, argument):
-        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
-            calls[frame.f_code.co_qualname] += 1
-
-    sys.setprofile(note)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return calls
-
-
 @pytest.fixture(params=LAYERS)
 def layer(request):
     torch.manual_seed(0)
@@ -60,7 +41,7 @@ def test_a_forward_and_a_backward_are_few_calls(layer):
     def both():
         layer(x).sum().backward()
 
-    calls = counted(both)
+    calls = functions(both, PACKAGE)
     assert sum(calls.values()) <= 56
     # Nothing is differentiated any more, so no Function but the layer's own is applied.
     assert calls["Layer.forward"] == calls["Layer.backward"] == 1
@@ -72,7 +53,7 @@ def test_a_forward_and_a_backward_are_few_calls(layer):
 
 def test_without_gradients_no_function_is_applied(layer):
     with torch.no_grad():
-        assert counted(lambda: layer(X))["Layer.forward"] == 0
+        assert functions(lambda: layer(X), PACKAGE)["Layer.forward"] == 0
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -105,7 +86,7 @@ def test_leaves_that_are_told_of_are_not_asked_about(layer, told, monkeypatch):
 def test_leaves_that_are_told_of_leave_others_unasked_for(layer):
     x = X.clone().requires_grad_()
     with returning([layer.weight]):
-        calls = counted(lambda: torch.autograd.grad(layer(x).sum(), layer.weight))
+        calls = functions(lambda: torch.autograd.grad(layer(x).sum(), layer.weight), PACKAGE)
     names = " ".join(calls)
     assert "input_gradient" not in names
     assert "weight_gradient" in names
