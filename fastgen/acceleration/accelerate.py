@@ -6,7 +6,7 @@ from torch import nn
 
 from .classes import exchange, is_accelerated, original_class, subclass_of
 from .layers import LAYERS
-from .layouts import to_channels_last
+from .layouts import to_channels_last, to_original
 from .obstacles import TWO_DIMENSIONAL, refuse
 from .report import Report
 from .restore import undo
@@ -75,8 +75,7 @@ def accelerate(
         for module in survey.exchanged:
             exchange(module, subclass_of(original_class(module)))
             if isinstance(module, TWO_DIMENSIONAL):
-                if survey.channels_last:
-                    to_channels_last(module)
+                (to_channels_last if survey.channels_last else to_original)(module)
             elif not isinstance(module, tuple(LAYERS)):
                 module.__dict__["_accelerated_fold"] = fold_batchnorm
                 module.__dict__["_accelerated_plan"] = survey.plans.get(id(module), {})

@@ -26,7 +26,7 @@ def to_channels_last(layer: nn.Module) -> None:
 def to_original(layer: nn.Module) -> None:
     """Move back what was moved, where it is still there and still channels_last."""
     parameters = dict(layer.named_parameters())
-    for name in layer.__dict__.get("_accelerated_layout", []):
+    for name in layer.__dict__.pop("_accelerated_layout", []):
         if name in parameters:
             _move(parameters[name], torch.contiguous_format)
 

@@ -7,7 +7,7 @@ from torch import nn
 from .classes import Accelerated, exchange, is_accelerated, original_class
 from .layouts import to_original
 
-NOTES = ("_accelerated_layout", "_accelerated_plan", "_accelerated_fold")
+NOTES = ("_accelerated_plan", "_accelerated_fold")
 """The attributes in which acceleration keeps what it did."""
 
 

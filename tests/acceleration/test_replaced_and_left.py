@@ -396,6 +396,22 @@ def test_weights_stay_contiguous_beside_a_norm_of_whole_maps(shape, moves) -> No
     assert answer.is_contiguous(memory_format=torch.channels_last) == moves
 
 
+def test_layouts_follow_what_accelerating_again_decides() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Identity())
+    strides = model[0].weight.stride()
+    accelerate(model)
+    moved = model[0].weight.stride()
+    assert moved != strides
+    accelerate(model, channels_last=False)
+    assert model[0].weight.stride() == strides
+    accelerate(model)
+    assert model[0].weight.stride() == moved
+    model[1] = nn.LayerNorm((8, 16, 16))
+    accelerate(model)
+    assert model[0].weight.stride() == strides
+    assert "_accelerated_layout" not in vars(model[0])
+
+
 def test_elsewhere_than_on_a_cpu_they_move_beside_a_norm_of_whole_maps() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm((8, 16, 16)))
