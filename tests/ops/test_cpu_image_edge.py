@@ -340,6 +340,115 @@ def test_the_rule_takes_the_image_edge_where_it_was_measured_to_be_faster():
     assert chosen(CONV, "forward", x, w, None, 0.2, dilated) == onednn
 
 
+def layer(
+    *,
+    channels=3,
+    filters=32,
+    kernel=(3, 3),
+    stride=(1, 1),
+    batch=2,
+    dtype=torch.float32,
+    last=False,
+    map_last=None,
+    transposed=False,
+):
+    """The calls of a layer without padding between pictures and maps of 4x6, by pass."""
+    layouts = [torch.channels_last if c else torch.contiguous_format for c in (last, map_last)]
+    layouts[1] = layouts[0] if map_last is None else layouts[1]
+    size = [(m - 1) * s + k for m, s, k in zip((4, 6), stride, kernel, strict=True)]
+    picture, weight, map_ = (
+        torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
+        for shape, layout in (
+            ((batch, channels, *size), layouts[0]),
+            ((filters, channels, *kernel), layouts[0]),
+            ((batch, filters, 4, 6), layouts[1]),
+        )
+    )
+    input, output = (map_, picture) if transposed else (picture, map_)
+    geometry = Geometry(stride, (0, 0), (1, 1), 1, transposed, (0, 0))
+    return {
+        "forward": (input, weight, None, 0.2, geometry),
+        "masked_forward": (input, weight, None, output, 0.2, geometry),
+        "input_gradient": (output, weight, tuple(input.shape[2:]), geometry),
+        "weight_gradient": (input, output, weight, geometry),
+    }
+
+
+HALF = {"dtype": torch.bfloat16}
+TAP, TWO = {"kernel": (1, 1)}, {"kernel": (1, 2)}
+TURNED = {"channels": 24, "filters": 3}
+MANY = {"channels": 64, "filters": 3, "last": True}
+
+# What a pass takes and, one step further on, leaves: docs/cpu.md has the measurements.
+EDGES_OF_THE_RULE = [
+    *(
+        (pass_, {**more, "kernel": (7, 7)}, {**more, "kernel": kernel})
+        for pass_ in ("forward", "input_gradient", "weight_gradient")
+        for more in ({}, TURNED)
+        for kernel in ((8, 3), (3, 8))
+    ),
+    *(
+        (pass_, more, {**more, "dtype": torch.float64})
+        for pass_ in ("forward", "input_gradient", "weight_gradient")
+        for more in ({}, TURNED)
+    ),
+    ("forward", {"stride": (2, 2)}, {"stride": (1, 3)}),
+    ("input_gradient", {"stride": (2, 2)}, {"stride": (3, 1)}),
+    ("forward", TAP, {**TAP, "batch": 1}),
+    *(("forward", {"kernel": two, "batch": 1}, {**TAP, "batch": 1}) for two in ((1, 2), (2, 1))),
+    ("input_gradient", {**TAP, **HALF, "batch": 1}, {**TAP, **HALF, "last": True}),
+    ("masked_forward", {"last": True, "stride": (2, 1)}, {"last": True, "stride": (1, 2)}),
+    ("masked_forward", HALF, {}),
+    ("masked_forward", HALF, {**HALF, "kernel": (8, 3)}),
+    ("weight_gradient", {"channels": 1, "kernel": (2, 4)}, {"channels": 1, "kernel": (4, 3)}),
+    ("weight_gradient", {"channels": 2, **TWO, "last": True},
+     {"channels": 4, **TAP, "last": True}),
+    ("weight_gradient", {"channels": 2, **TAP}, {"channels": 1, **TAP}),
+    *(
+        ("weight_gradient", {"channels": 2, **TAP, **swapped, "last": False, "map_last": True},
+         {"channels": 2, **TAP, **swapped, "last": True, "map_last": False})
+        for swapped in ({}, {"transposed": True})
+    ),
+    ("weight_gradient", {"filters": 128}, {"filters": 129}),
+    ("weight_gradient", {"filters": 129, **HALF}, {"filters": 129}),
+    ("forward", {**TURNED, **TAP}, {**TURNED, **TAP, "batch": 1}),
+    ("forward", {**TURNED, **TWO, "batch": 1, **HALF}, {**TURNED, **TAP, **HALF}),
+    ("input_gradient", {**TURNED, **TAP}, {**TURNED, **TAP, "batch": 1}),
+    ("input_gradient", {**TURNED, **TWO, "batch": 1}, {**TURNED, **TAP, "batch": 1}),
+    ("input_gradient", {**MANY, **TAP}, {**MANY, **TAP, "channels": 63}),
+    ("input_gradient", {**TURNED, **TWO, **HALF}, {**TURNED, **TAP, **HALF}),
+    ("input_gradient", {**MANY, **HALF, "kernel": (2, 5)}, {**MANY, **HALF}),
+    ("weight_gradient", {**TURNED, **TAP}, {**TURNED, **TAP, "batch": 1}),
+    ("weight_gradient", {**TURNED, **TWO, "batch": 1}, {**TURNED, **TAP, "batch": 1}),
+]  # fmt: skip
+
+
+def is_ours(pass_, **options):
+    operation = UP if options.get("transposed") else CONV
+    return chosen(operation, pass_, *layer(**options)[pass_]).startswith("image edge")
+
+
+def test_the_rule_ends_where_the_measurements_do(monkeypatch):
+    monkeypatch.setattr(compiled, "cpu_version", lambda: "avx512bf16")
+    for pass_, inside, outside in EDGES_OF_THE_RULE:
+        assert is_ours(pass_, **inside), (pass_, inside)
+        assert not is_ours(pass_, **outside), (pass_, outside)
+    # A result from which the C library takes fresh memory.
+    input, weight, _, _, slope, geometry = layer()["masked_forward"]
+    for count, ours in ((1 << 23, False), ((1 << 23) + 1, True)):
+        output = torch.zeros(1).expand(1, 1, 1, count)
+        arguments = (input, weight, None, output, slope, geometry)
+        assert cpu_image_edge.masked_forward_wins(*arguments) == ours
+    # Without the instructions oneDNN is slow in bfloat16.
+    gray = {"channels": 1, "kernel": (1, 1)}
+    assert not is_ours("weight_gradient", **gray, **HALF)
+    monkeypatch.setattr(compiled, "cpu_version", lambda: "avx512")
+    assert is_ours("weight_gradient", **gray, **HALF)
+    assert not is_ours("weight_gradient", **gray)
+    monkeypatch.setattr(compiled, "cpu_version", lambda: "portable")
+    assert not any(is_ours(pass_, **inside) for pass_, inside, _ in EDGES_OF_THE_RULE)
+
+
 def writing_a_picture(dtype, layout, *, kernel=3, channels=24, batch=2):
     """Input, weight, bias and gradient of a generator's last layer with stride 1."""
     pad = kernel // 2

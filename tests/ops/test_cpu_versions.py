@@ -13,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastgen
 from fastgen.ops import compiled, routing
+from fastgen.ops.geometry import Geometry
 from fastgen.ops.philox import normal
 
 pytestmark = pytest.mark.skipif(
@@ -205,13 +206,48 @@ def test_the_rule_takes_one_pass_where_it_was_measured_to_be_faster():
         ("mask_sum", middle.bfloat16(), middle.bfloat16(), 0.2): ours,
         ("mask_sum", large, large, 0.2): ours,
         ("mask_sum", x.double(), x.double(), 0.2): plain,
+        ("mask", x.double(), b.double(), x.double(), 0.2): plain,
     }
+    # What `when` says in numbers; one number less is the other's.
+    for dtype, numbers in ((torch.float32, 1 << 18), (torch.bfloat16, 1 << 19)):
+        for count, name in ((numbers, ours), (numbers - 1, plain)):
+            expected["forward", torch.zeros(1, count, dtype=dtype), None, 0.2] = name
+    for dtype, numbers in ((torch.float32, 1 << 17), (torch.bfloat16, 1 << 15)):
+        for count, name in ((numbers, ours), (numbers - 1, plain)):
+            t = torch.zeros(1, count, dtype=dtype)
+            expected["mask_sum", t, t, 0.2] = name
+            if dtype == torch.bfloat16:
+                expected["mask", t, None, t, 0.2] = name
     for call, name in expected.items():
         assert chosen("bias_leaky_relu", *call) == name, routing.describe("", call[0], call[1:])
     for dtype, name in ((torch.float32, ours), (torch.float64, plain), (torch.float16, ours)):
         mu = torch.randn(4, 3).to(dtype)
         assert chosen("reparameterize", "forward_kl", mu, mu, SEED) == name
         assert chosen("reparameterize", "backward", None, torch.ones(4), mu, mu, SEED) == name
+
+
+def test_the_rule_takes_a_pass_of_its_own_behind_transposed_convolutions_that_stand_apart():
+    x, b = torch.zeros(2, 16, 8, 8), torch.zeros(32)
+    geometry = Geometry((1, 1), (0, 0), (1, 1), 1, True, (0, 0))
+    own, plain = "convolution + epilogue (C++)", "plain PyTorch"
+    for kernel, groups, dtype, name in (
+        (3, 2, torch.float32, own),
+        (3, 2, torch.bfloat16, own),
+        (3, 2, torch.float64, plain),
+        (3, 1, torch.float32, own),
+        (5, 4, torch.float16, plain),
+    ):
+        w = torch.zeros(16, 32 // groups, kernel, kernel)
+        call = [t.to(dtype) for t in (x, w, b)]
+        found = chosen(
+            "conv_transpose2d_bias_leaky_relu", "forward", *call, 0.2,
+            geometry._replace(groups=groups),
+        )  # fmt: skip
+        assert found == name, (kernel, groups, dtype)
+    pixels, w = torch.zeros(80, 16, 1, 1), torch.zeros(16, 32, 4, 4)
+    call = (pixels, w, b, 0.2, geometry)
+    found = chosen("conv_transpose2d_bias_leaky_relu", "forward", *call)
+    assert found == "matrix product (PyTorch)"
 
 
 def test_large_results_lie_in_huge_pages_where_the_system_gives_them_on_demand():

@@ -442,3 +442,63 @@ def test_the_rule_takes_it_where_it_was_measured_to_be_faster(monkeypatch):
         assert chosen(UP, "forward", g, w, None, "tanh", up) != ours
         dilated = down._replace(dilation=(2, 2))
         assert chosen(CONV, "forward", x, w, None, 0.2, dilated) == onednn
+
+
+# How many images of such maps a pass takes at least: for 8 tiles, or for tiles of three, without
+# which those of 5x5 are not full. (pass, kernel, map, channels and filters, images)
+LEAST_IMAGES = [
+    *((pass_, kernel, size, (32, 32), images)
+      for pass_ in ("forward", "input_gradient", "weight_gradient")
+      for kernel in (3, 4)
+      for size, images in (((4, 4), 2), ((2, 6), 3), ((6, 2), 3), ((9, 7), 1), ((7, 7), None))),
+    ("forward", 4, (5, 5), (32, 32), 11), ("forward", 4, (5, 5), (128, 512), 21),
+    ("input_gradient", 4, (5, 5), (128, 512), 11), ("weight_gradient", 4, (5, 5), (128, 512), 41),
+    ("forward", 3, (5, 5), (32, 32), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv2d", "conv_transpose2d"])
+def test_the_rule_counts_tiles_and_how_full_they_are(monkeypatch, transposed):
+    monkeypatch.setattr(compiled, "cpu_version", lambda: "avx512")
+
+    def takes(pass_, kernel, size, channels, images, dtype=torch.float32):
+        stride, padding = kernel - 2, (1, 0)
+        wide = [(m - 1) * stride + kernel - 2 * p for m, p in zip(size, padding, strict=True)]
+        geometry = geometry_of(stride, 1, transposed=transposed)._replace(padding=padding)
+        w = last(*reversed(channels), kernel, kernel, dtype=dtype)
+        shapes = zip(channels, (wide, size), strict=True)
+        x, y = (last(images, number, *extent, dtype=dtype) for number, extent in shapes)
+        x, y = (y, x) if transposed else (x, y)
+        arguments = {
+            "forward": (x, w, None, 0.2, geometry),
+            "input_gradient": (y, w, tuple(x.shape[2:]), geometry),
+            "weight_gradient": (x, y, w, geometry),
+        }[pass_]
+        return chosen(UP if transposed else CONV, pass_, *arguments) == "Winograd (C++)"
+
+    # A transposed convolution's passes are a convolution's, the other way round.
+    other = {"forward": "input_gradient", "input_gradient": "forward"}
+    for pass_, kernel, size, channels, images in LEAST_IMAGES:
+        pass_ = other.get(pass_, pass_) if transposed else pass_
+        call = (pass_, kernel, size, channels)
+        if images is None:
+            assert not takes(*call, 50 if kernel == 3 else 5), call
+            continue
+        assert takes(*call, images), call
+        assert not takes(*call, images, torch.float64), call
+        assert images == 1 or not takes(*call, images - 1), call
+    monkeypatch.setattr(compiled, "cpu_version", lambda: "portable")
+    assert not takes("forward", 4, (4, 4), (32, 32), 2)
+
+
+def test_a_side_is_multiplied_at_as_few_points_as_can_be():
+    """A tile of so many outputs takes one point less than outputs and taps together."""
+    for kernel, taps, mixed in ((3, 3, False), (4, 2, False), (4, 2, True)):
+        for size in range(1, 30):
+            least = min(
+                threes * (taps + 2) + twos * (taps + 1)
+                for threes in range(size if mixed else 1)
+                for twos in range(size + 1)
+                if 3 * threes + 2 * twos >= size
+            )
+            assert cpu_winograd.points(size, kernel, mixed=mixed) == least

@@ -135,8 +135,25 @@ def test_a_cpu_multiplies_single_pixels_and_leaves_larger_pictures_of_one_tap_to
 
 
 def test_a_cpu_multiplies_nothing_that_is_done_before_a_product_is_called() -> None:
-    for name, arguments in passes((4, (4, 4), 16, (4, 4), 1), "channels_last", False).items():
-        assert "matrix product" not in chosen("conv2d_bias_leaky_relu", name, *arguments)
+    for batch, product in ((1, True), (2, True), (0, False)):
+        # 4096 multiplications for each picture; then 4095 in all.
+        for case in ((16, (4, 4), 16, (4, 4), 1), (13, (3, 7), 15, (3, 7), 1)):
+            for name, arguments in passes(case, "channels_last", False).items():
+                few = [a[:batch] if torch.is_tensor(a) and len(a) == 3 else a for a in arguments]
+                found = chosen("conv2d_bias_leaky_relu", name, *few)
+                enough = product and (case[0] == 16 or batch > 1)
+                assert ("matrix product" in found) == enough, (batch, case, name)
+
+
+def test_a_cpu_multiplies_in_no_other_precision_and_no_row_of_single_taps() -> None:
+    for name, arguments in passes((32, (4, 4), 16, (4, 4), 1), "channels_last", False).items():
+        half = [a.half() if torch.is_tensor(a) else a for a in arguments]
+        assert "matrix product" not in chosen("conv2d_bias_leaky_relu", name, *half)
+    rows = ((1, 5), (1, 5), True), ((5, 1), (5, 1), True), ((2, 1), (1, 1), False)
+    for size, kernel, product in rows:
+        for name, arguments in passes((32, size, 48, kernel, 1), "channels_last", False).items():
+            found = chosen("conv2d_bias_leaky_relu", name, *arguments)
+            assert ("matrix product" in found) == product, (size, name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
