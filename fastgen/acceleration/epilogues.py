@@ -67,7 +67,9 @@ def call_of(module: nn.Module) -> Call | None:
 
 
 def is_frozen_norm(module: nn.Module, layer: nn.Module) -> bool:
-    """Whether a module behind a layer is a batch normalization by fixed numbers."""
+    """Whether a module behind a layer is a batch normalization by fixed numbers, and nobody looks at
+    what is between the two.
+    """
     return (
         type(module) is nn.BatchNorm2d
         and isinstance(layer, FOLDS)
@@ -75,6 +77,7 @@ def is_frozen_norm(module: nn.Module, layer: nn.Module) -> bool:
         and module.running_mean is not None
         and not module.training
         and is_bare(module)
+        and not sees_output(layer)
     )
 
 

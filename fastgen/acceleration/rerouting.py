@@ -153,10 +153,7 @@ def _activate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         return input
     if call.activation == "tanh" or not isinstance(input, Tensor):
         return function(*args, **kwargs)
-    output = leaky_relu(input, call)
-    if call.inplace:
-        wrote(input)
-    return output
+    return leaky_relu(input, call)
 
 
 def _convolve(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

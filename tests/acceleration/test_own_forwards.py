@@ -6,7 +6,7 @@ import copy
 import functools
 import gc
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 
 import architectures
 import pytest
@@ -215,7 +215,11 @@ class Functional(nn.Module):
         unbatched = torch.conv2d(x[0], self.weight, None, 1, "same")
         with pytest.raises((RuntimeError, TypeError)):
             F.conv2d(x.float(), self.weight)
-        return F.conv2d(input=x, weight=self.weight, stride=2) + unbatched.mean()
+        with torch.no_grad():
+            complex_ = F.conv2d(*(t.to(torch.complex128) for t in (x, self.weight)), stride=2)
+        mean, variance = torch.zeros(4).to(x), torch.ones(4).to(x)
+        normal = F.batch_norm(input=complex_.real, running_mean=mean, running_var=variance)
+        return F.conv2d(input=x, weight=self.weight, stride=2) + normal + unbatched.mean()
 
 
 def test_functional_convolutions_keep_their_meanings_and_errors():
@@ -302,7 +306,7 @@ def add_to_view(h):
 
 def set_in_view(h):
     h.view(len(h), -1)[:, 0] = 7
-    return h[:, 1:], {"whole": [h]}
+    return {"whole": [h]}
 
 
 def relu_of_view(h):
@@ -326,6 +330,18 @@ def module_on_view(h):
     return h.sum()
 
 
+def other_activation_of_view(h):
+    nn.ELU(inplace=True)(h.view(len(h), -1))
+    return h[:, 1:]
+
+
+def add_to_views_of_two(h):
+    other = h * 2
+    for map_ in (h, other):
+        map_.view(len(map_), -1).add_(1)
+    return other + 1
+
+
 def use_view_alone(h):
     flat = h.view(len(h), -1)
     flat += 1
@@ -333,6 +349,11 @@ def use_view_alone(h):
     h.is_contiguous()
     rows = F.leaky_relu_(flat, 0.1).view(h.shape[0], *h.size()[1:])
     return (rows + torch.ones_like(h))[:, 1:]
+
+
+def only_read_view(h):
+    flat = h.view(len(h), -1)
+    return F.relu(flat) + F.elu(flat), h * 2
 
 
 class Writing(nn.Module):
@@ -344,12 +365,28 @@ class Writing(nn.Module):
         return self.write(self.conv(x))
 
 
-@pytest.mark.parametrize(
-    "write",
-    [add_to_view, set_in_view, relu_of_view, write_out_to_view, add_to_map, module_on_view],
-)
-def test_what_is_written_to_a_view_that_is_a_copy_is_not_lost_silently(write):
-    model, original, _ = accelerated(Writing(write))
+class WritingByLayer(Writing):
+    """The layer that writes to the view is one of the model's own."""
+
+    def __init__(self, layer):
+        super().__init__(self.write_to_view)
+        self.layer = layer
+
+    def write_to_view(self, h):
+        self.layer(h.view(len(h), -1))
+        return h
+
+
+WRITING = [
+    *map(Writing, (add_to_view, set_in_view, relu_of_view, write_out_to_view, add_to_map)),
+    *map(Writing, (module_on_view, other_activation_of_view, add_to_views_of_two)),
+    *map(WritingByLayer, (nn.ReLU(True), nn.LeakyReLU(0.2, True), nn.Hardtanh(inplace=True))),
+]
+
+
+@pytest.mark.parametrize("network", WRITING, ids=range(len(WRITING)))
+def test_what_is_written_to_a_view_that_is_a_copy_is_not_lost_silently(network):
+    model, original, _ = accelerated(network)
     x = images(2, 3, 6, 6)
     with torch.no_grad():
         original(x)
@@ -361,8 +398,9 @@ def test_what_is_written_to_a_view_that_is_a_copy_is_not_lost_silently(write):
         torch.testing.assert_close(model(x), original(x))
 
 
-def test_a_copy_that_is_used_alone_may_be_written_to():
-    model, original, _ = accelerated(Writing(use_view_alone))
+@pytest.mark.parametrize("use", [use_view_alone, only_read_view])
+def test_a_copy_that_is_used_alone_or_only_read_is_no_error(use):
+    model, original, _ = accelerated(Writing(use))
     assert_same_model(model, original, images(2, 3, 6, 6))
 
 
@@ -396,6 +434,104 @@ def test_an_activation_that_has_changed_is_an_error_until_accelerated_again(chan
     fastgen.restore(model)
     accelerate(model)
     assert_same_model(model, original, x)
+
+
+class Straight(nn.Module):
+    """Layers of every kind, each with a module behind it."""
+
+    def __init__(self, act=None):
+        super().__init__()
+        self.act = act or nn.LeakyReLU(0.2, inplace=True)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.up = nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1)
+        self.last = nn.Linear(10, 3)
+
+    def forward(self, x):
+        h = self.act(self.norm(self.conv(x)))
+        h = self.act(self.up(h, output_size=[10, 10]))
+        return self.act(self.last(h))
+
+
+class Doubled(nn.LeakyReLU):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+CHANGES = {
+    "nothing": lambda model: None,
+    "slope": lambda model: setattr(model.act, "negative_slope", 0.9),
+    "slope outside": lambda model: setattr(model.act, "negative_slope", 1.5),
+    "tanh": lambda model: setattr(model, "act", nn.Tanh()),
+    "another activation": lambda model: setattr(model, "act", nn.Softplus()),
+    "a class of its own": lambda model: setattr(model, "act", Doubled(0.1)),
+    "a forward of its own": lambda model: setattr(model.act, "forward", torch.sin),
+    "training": lambda model: model.train(),
+    "no norm": lambda model: setattr(model, "norm", nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_stands_behind_the_layers_of_a_forward_may_change_later(change, fold):
+    original = Straight().double().eval()
+    original.norm.running_var.uniform_(0.5, 2)
+    model = copy.deepcopy(original)
+    report = accelerate(model, fold_batchnorm=fold)
+    fused = [row.name for row in report.replaced if "with LeakyReLU(0.2)" in row.became]
+    assert fused == (["conv", "up", "last"] if fold else ["up", "last"])
+    x = images(2, 3, 7, 7)
+    assert_same_model(model, original, x)
+    for network in (model, original):
+        CHANGES[change](network)
+    assert_same_model(model, original, x)
+
+
+def in_sequence() -> nn.Sequential:
+    first, second = nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1)
+    return nn.Sequential(
+        OrderedDict(conv=first, norm=nn.BatchNorm2d(4), up=second, act=nn.LeakyReLU(0.2))
+    )
+
+
+@pytest.mark.parametrize("network", [lambda: Straight(nn.LeakyReLU(0.2)), in_sequence])
+@pytest.mark.parametrize("place", ["conv", "norm", "up", "act"])
+@pytest.mark.parametrize(
+    "kind", ["forward", "forward_pre", "forward_pre kwargs", "full_backward", "full_backward_pre"]
+)
+def test_hooks_registered_later_see_what_they_would_see_in_the_original(network, place, kind):
+    original = network().double().eval()
+    model = copy.deepcopy(original)
+    accelerate(model, fold_batchnorm=True)
+    seen: tuple[list, list] = ([], [])
+    kind, *kwargs = kind.split()
+    for network, found in zip((model, original), seen, strict=True):
+
+        def note(module, *values, found=found):
+            for value in values:
+                found.extend(value if isinstance(value, tuple) else [value])
+
+        register = getattr(network.get_submodule(place), f"register_{kind}_hook")
+        register(note, **({"with_kwargs": True} if kwargs else {}))
+        torch.manual_seed(0)
+        network(images(2, 3, 7, 7).requires_grad_()).square().sum().backward()
+    assert len(seen[0]) == len(seen[1]) > 0
+    for ours, theirs in zip(*seen, strict=True):
+        if isinstance(theirs, torch.Tensor):
+            torch.testing.assert_close(ours, theirs)
+        else:
+            assert ours == theirs  # keyword arguments
+
+
+class Scaled(nn.Sequential):
+    """A sequence with a forward of its own around the one that it inherits."""
+
+    def forward(self, x):
+        return 2 * super().forward(F.leaky_relu(x, 0.3)) + self[0](x)
+
+
+def test_a_sequence_with_a_forward_of_its_own_runs_it():
+    model, original, _ = accelerated(nn.Sequential(Scaled(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2))))
+    assert_same_model(model, original, images(2, 3, 6, 6))
 
 
 @pytest.mark.parametrize(
@@ -451,6 +587,34 @@ def test_an_activation_in_place_still_changes_what_it_is_given():
     leaf = images(2, 3).requires_grad_()
     with pytest.raises(RuntimeError, match="leaf"):
         model(leaf)
+
+
+def relu_in_place(h):
+    F.relu_(h)
+    return h * 2
+
+
+def leaky_relu_in_place(h):
+    F.leaky_relu_(h, 0.1)
+    return h * 2
+
+
+def inplace_by_place(h):
+    F.leaky_relu(h, 0.1, True)
+    return h * 2
+
+
+@pytest.mark.parametrize("write", [relu_in_place, leaky_relu_in_place, inplace_by_place])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_function_in_place_changes_what_it_is_given_although_nobody_takes_its_result(
+    write, fused
+):
+    class Pointwise(nn.Module):
+        def forward(self, x):
+            return write(x * 3)
+
+    model, original, _ = accelerated(Writing(write) if fused else Pointwise())
+    assert_same_model(model, original, images(2, 3, 6, 6))
 
 
 def test_several_threads_run_one_model():
@@ -557,12 +721,26 @@ def to_nested(x):
     return torch.nested.nested_tensor(list(x))
 
 
+class Subclassed(torch.Tensor):
+    pass
+
+
+def to_integers(x):
+    return (4 * x).int()
+
+
+def to_subclass(x):
+    return x.as_subclass(Subclassed)
+
+
 @pytest.mark.parametrize(
-    "convert", [torch.Tensor.to_sparse, torch.Tensor.to_mkldnn, to_nested], ids=lambda f: f.__name__
+    "convert",
+    [torch.Tensor.to_sparse, torch.Tensor.to_mkldnn, to_nested, to_integers, to_subclass],
+    ids=lambda f: f.__name__,
 )
 @pytest.mark.parametrize("function", [F.relu, torch.relu_, nn.ReLU()], ids=range(3))
 @pytest.mark.filterwarnings("ignore::UserWarning")  # that the API of nested tensors is a prototype
-def test_tensors_that_are_not_dense_are_pytorchs(convert, function):
+def test_tensors_of_other_kinds_are_pytorchs(convert, function):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -577,9 +755,12 @@ def test_tensors_that_are_not_dense_are_pytorchs(convert, function):
     expected = model(x)[0]
     accelerate(model)
     ours = model(x)[0]
+    assert type(ours) is type(expected)
     if ours.is_nested:
         ours, expected = ours.to_padded_tensor(0), expected.to_padded_tensor(0)
-    torch.testing.assert_close(ours.to_dense(), expected.to_dense())
+    if ours.layout != torch.strided:
+        ours, expected = ours.to_dense(), expected.to_dense()
+    torch.testing.assert_close(ours, expected)
 
 
 def test_what_runs_when_garbage_is_collected_is_no_part_of_a_forward():
