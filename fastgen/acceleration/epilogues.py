@@ -67,8 +67,8 @@ def call_of(module: nn.Module) -> Call | None:
 
 
 def is_frozen_norm(module: nn.Module, layer: nn.Module) -> bool:
-    """Whether a module behind a layer is a batch normalization by fixed numbers, and nobody looks at
-    what is between the two.
+    """Whether a module behind a layer is a batch normalization by fixed numbers, and nobody looks
+    at what is between the two.
     """
     return (
         type(module) is nn.BatchNorm2d

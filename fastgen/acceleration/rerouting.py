@@ -94,8 +94,7 @@ _running = _Running()
 def asked(layer: nn.Module) -> Epilogue | None:
     """What the running forward asks of one of its layers."""
     epilogue = _running.frames[-1].epilogues.get(id(layer)) if _running.frames else None
-    folds = epilogue is not None and epilogue.norm is not None
-    return None if folds and _is_recomputed() else epilogue
+    return None if epilogue is not None and _is_recomputed() else epilogue
 
 
 def _saving_hooks() -> object:
@@ -107,7 +106,8 @@ def _saving_hooks() -> object:
 def _is_recomputed() -> bool:
     """Whether the code that runs is a part of a method that a checkpoint inside of it will run
     again, without the method around it and so without the mode: what saves other tensors than
-    PyTorch's own does must not be taken over then.
+    PyTorch's own does must not be taken over then, nor an activation that stands behind the part
+    into a layer inside of it.
     """
     return _saving_hooks() is not _running.hooks
 

@@ -22,6 +22,7 @@ from comparing import (
     images,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgen
 
@@ -59,6 +60,35 @@ def test_both_ways_through_a_branching_forward_are_right():
     for training in (True, False):
         x = images(2, 3, 6, 6)
         assert_same_model(model.train(training), original.train(training), x)
+
+
+RECTIFIES = [True]
+
+
+def rectified_or_not(h):
+    return F.relu(h) if RECTIFIES else torch.tanh(h)
+
+
+class BranchingElsewhere(nn.Module):
+    """The forward has one way through, a function that it calls has two."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return rectified_or_not(self.conv(x))
+
+
+def test_a_branch_in_a_function_that_is_called_counts():
+    model, original, said = accelerated(BranchingElsewhere())
+    assert said["conv"] == ("fastgen's", "")
+    assert "branches or loops" in said["(model)"][1]
+    x = images(2, 3, 6, 6)
+    assert_same_model(model, original, x)
+    RECTIFIES.clear()
+    assert_same_model(model, original, x)
+    RECTIFIES.append(True)
 
 
 class Holding(nn.Module):
@@ -562,18 +592,62 @@ class Overwriting(nn.Module):
         h = self.net(x)
         h += x
         h = F.leaky_relu(self.conv(h), 0.1)
+        read = h + x
         h.mul_(2)
-        return h
+        return h + read
 
 
 def test_what_comes_behind_a_leaky_relu_may_overwrite_its_output():
     model, original, said = accelerated(Overwriting())
-    assert "overwrite" in said["net.0"][1]
-    assert "overwrite" in said["conv"][1]
+    for name in ("net.0", "conv"):
+        assert said[name][0] == "fastgen's"
+        assert "overwrite" in said[name][1]
     x = images(2, 3, 6, 6)
     assert_same_model(model, original, x)
     with torch.no_grad():
         torch.testing.assert_close(model(x), original(x))
+
+
+READ = [
+    [nn.Flatten(), nn.Linear(64, 2)],
+    [nn.Identity(), nn.Dropout2d(0.0), nn.Flatten(), nn.Linear(64, 2)],
+    [nn.AvgPool2d(2)],
+]
+OVERWRITTEN = [[], [nn.Flatten()], [nn.Dropout(0.0, inplace=True), nn.AvgPool2d(2)], [nn.ELU()]]
+
+
+@pytest.mark.parametrize("behind", [*READ, *OVERWRITTEN], ids=str)
+def test_a_sequence_fuses_a_leaky_relu_that_is_surely_only_read_else_under_no_grad(behind):
+    model, original, said = accelerated(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), *behind)
+    )
+    if behind in READ:
+        assert said["0"] == ("fastgen's, with LeakyReLU(0.2)", "")
+        assert said["1"] == ("part of 0", "")
+    else:
+        assert said["0"][0] == said["1"][0] == "fastgen's"
+        assert "fused only under no_grad" in said["0"][1]
+    x = images(2, 3, 6, 6)
+    assert_same_model(model, original, x)
+    asked = []
+    model[0].register_forward_pre_hook(lambda module, inputs: asked.append(module))
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded), Calls() as calls:
+            torch.testing.assert_close(model(x), original(x))
+        # The original's, and one of the model's own that writes a new tensor.
+        alone = recorded and behind in OVERWRITTEN
+        assert calls.names.count("aten.leaky_relu.default") == 1 + alone
+    assert len(asked) == 2
+
+
+class Calls(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def test_an_activation_in_place_still_changes_what_it_is_given():
@@ -693,6 +767,36 @@ def test_a_part_of_a_forward_may_be_recomputed(function, by_method, reentrant):
     torch.testing.assert_close(model.x_grad, original.x_grad)
     for ours, theirs in zip(model.parameters(), original.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+class RecomputingStraight(Straight):
+    """Its forward has one way through, and has a part of it recomputed."""
+
+    def part(self, x):
+        return self.up(self.act(self.norm(self.conv(x))))
+
+    def forward(self, x):
+        return torch.tanh(torch.utils.checkpoint.checkpoint(self.part, x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.LeakyReLU(0.2), nn.LeakyReLU(0.2, True)], ids=str)
+def test_a_part_of_a_forward_that_takes_activations_in_may_be_recomputed(act):
+    original = RecomputingStraight(act).double().eval()
+    del original.last
+    original.norm.running_var.uniform_(0.5, 2)
+    model = copy.deepcopy(original)
+    accelerate(model, dry_run=True)  # what a checkpoint does the first time has branches
+    report = accelerate(model, fold_batchnorm=True)
+    assert ("norm", "BatchNorm2d", "folded into conv", "") in report.replaced
+    assert_same(*(first_order(network, images(2, 3, 7, 7)) for network in (model, original)))
+
+
+def first_order(model, x):
+    torch.manual_seed(1)
+    x = torch.randn_like(x).requires_grad_()
+    wanted = {"input": x, **dict(model.named_parameters())}
+    grads = torch.autograd.grad(model(x).square().sum(), list(wanted.values()))
+    return dict(zip(wanted, grads, strict=True))
 
 
 def test_an_accelerated_model_compiles_whole_and_exports():
