@@ -71,6 +71,29 @@ def test_the_report_says_how_many_layers_took_an_activation_in(name):
     assert len(fused) == FUSED[name]
 
 
+def activations_in_graph(output: torch.Tensor) -> int:
+    """How many nodes of a graph are activations and nothing else."""
+    kinds = ("ReluBackward", "LeakyReluBackward", "TanhBackward")
+    ours = ("BiasLeakyReLUBackward", "InPlaceBackward", "KeepsInputBackward")
+    waiting, seen = [y.grad_fn for y in tensors(output)], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return sum(type(node).__name__.startswith((*kinds, *ours)) for node in seen)
+
+
+@every_architecture
+def test_layers_really_take_in_what_the_report_says(name):
+    model, original, x = pair(name)
+    report = fastgen.accelerate(original, dry_run=True, verbose=False)
+    # Behind a product, that of a Linear, it is a node of its own there too.
+    fused = [row for row in report if ", with " in row.became and row.kind != "Linear"]
+    left = activations_in_graph(model(x.clone()))
+    assert activations_in_graph(original(x.clone())) - left == len(fused)
+
+
 @every_architecture
 def test_no_convolution_and_no_leaky_relu_of_these_is_left(name):
     report = fastgen.accelerate(ARCHITECTURES[name][0](), verbose=False)
@@ -210,6 +233,19 @@ def test_a_residual_critics_penalty_costs_four_convolutions_a_layer():
     eager = convolutions_of_a_penalty(critic, x)
     fastgen.accelerate(critic, verbose=False)
     assert convolutions_of_a_penalty(critic, x) == 4 * layers < eager
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(4), nn.MaxPool2d(2)])
+def test_pooling_and_activations_on_their_own_push_no_zeros_through_the_first_forward(pool):
+    between = nn.Unflatten(1, (16, 1)), nn.Flatten(1, 2)  # so that nothing is taken in
+    critic = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), *between, nn.LeakyReLU(0.2), pool,
+        nn.Conv2d(16, 16, 3, padding=1), *between, nn.LeakyReLU(0.1), nn.Conv2d(16, 1, 4),
+    )  # fmt: skip
+    x = torch.randn(2, 3, 8, 8)
+    eager = convolutions_of_a_penalty(critic, x)
+    fastgen.accelerate(critic, verbose=False)
+    assert convolutions_of_a_penalty(critic, x) == 4 * 3 - 1 < eager
 
 
 def test_an_accelerated_critics_penalty_costs_the_convolutions_that_fastgens_own_costs():

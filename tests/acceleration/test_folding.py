@@ -92,6 +92,37 @@ def test_a_forward_of_the_users_own_folds_too():
     assert_same_model(model.train(), original.train(), x)
 
 
+class UsedTwice(nn.Module):
+    """The normalization's result goes two ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        h = self.norm(self.conv(x))
+        return h * nn.functional.leaky_relu(h, 0.2)
+
+
+def test_a_normalization_folds_although_its_result_is_used_twice():
+    original = lived_in(UsedTwice())
+    model = copy.deepcopy(original)
+    report = accelerate(model)
+    assert ("norm", "BatchNorm2d", "folded into conv", "") in report.replaced
+    x = images(2, 3, 6, 6)
+    assert_same_model(model, original, x)
+    assert runs_no_normalization(model, x)
+
+
+def test_a_normalization_in_float32_folds_into_a_layer_in_bfloat16():
+    original = lived_in(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())).float()
+    original[0].bfloat16()
+    model = copy.deepcopy(original)
+    accelerate(model)
+    x = torch.randn(2, 3, 6, 6).bfloat16()
+    torch.testing.assert_close(model(x), original(x), rtol=0.05, atol=0.05)
+
+
 def test_in_training_mode_it_is_left_with_the_reason():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     (row,) = [row for row in accelerate(model).left if row.kind == "BatchNorm2d"]

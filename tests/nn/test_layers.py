@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -44,7 +45,10 @@ def sequence(layer, activation):
     ("kind", "layer", "shape"), PAIRS, ids=lambda value: getattr(value, "__name__", None)
 )
 def test_from_torch_computes_the_same_to_the_second_order(kind, layer, shape, activation):
+    random_state = torch.get_rng_state()
     fused = kind.from_torch(layer, activation)
+    assert type(fused.to_torch()) in (type(layer), nn.Sequential)
+    assert torch.equal(torch.get_rng_state(), random_state)
     plain = sequence(layer, activation)
     assert fused.weight is layer.weight
     x = torch.randn(shape, requires_grad=True)
@@ -74,6 +78,9 @@ def test_checkpoints_go_both_ways(kind, layer, shape):
     linear = kind.from_torch(layer).to_torch()
     assert type(linear) is type(layer)
     linear.load_state_dict(fused.state_dict())
+    evaluated = kind.from_torch(copy.deepcopy(layer).eval(), nn.LeakyReLU(0.2))
+    assert not evaluated.training
+    assert not evaluated.to_torch()[0].training
 
 
 def test_constructors_take_the_parents_arguments():
@@ -82,6 +89,10 @@ def test_constructors_take_the_parents_arguments():
     assert "negative_slope=0.1" in repr(layer)
     assert layer.negative_slope == 0.1
     assert ConvLeakyReLU2d(3, 8, 4).negative_slope == 0.2
+    layer, x = ConvTransposeLeakyReLU2d(3, 2, 4), torch.randn(1, 3, 5, 5)
+    plain = nn.functional.conv_transpose2d(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), nn.functional.leaky_relu(plain, 0.2))
+    assert repr(layer).endswith("stride=(1, 1), negative_slope=0.2)")
     with pytest.raises(ValueError, match="negative_slope must lie in"):
         ConvLeakyReLU2d(3, 8, 4, negative_slope=2)
 
@@ -121,14 +132,37 @@ class Standardized(nn.Conv2d):
         return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
 
 
+class Enlarging(nn.ConvTranspose2d):
+    def _output_padding(self, *arguments, **options):
+        return [1, 1]
+
+
+class Normalizing(nn.Linear):
+    def forward(self, input):
+        return super().forward(input / input.norm())
+
+
 @pytest.mark.parametrize(
-    "layer",
-    [ConvLeakyReLU2d(3, 4, 3), Standardized(3, 4, 3), nn.ConvTranspose2d(3, 4, 3), nn.ReLU()],
-    ids=lambda layer: type(layer).__name__,
+    ("kind", "layer", "why"),
+    [
+        (ConvLeakyReLU2d, ConvLeakyReLU2d(3, 4, 3), "has a forward of its own"),
+        (ConvLeakyReLU2d, Standardized(3, 4, 3), "has a forward of its own"),
+        (
+            ConvLeakyReLU2d,
+            nn.ConvTranspose2d(3, 4, 3),
+            "must be an nn.Conv2d (got ConvTranspose2d)",
+        ),
+        (ConvLeakyReLU2d, nn.ReLU(), "must be an nn.Conv2d (got ReLU)"),
+        (ConvTransposeLeakyReLU2d, Enlarging(3, 4, 3, 2), "has a _output_padding of its own"),
+        (ConvTransposeLeakyReLU2d, nn.Conv2d(3, 4, 3), "must be an nn.ConvTranspose2d"),
+        (LinearLeakyReLU, Normalizing(3, 4), "has a forward of its own"),
+        (LinearLeakyReLU, nn.Conv2d(3, 4, 3), "must be an nn.Linear"),
+    ],
+    ids=lambda value: type(value).__name__,
 )
-def test_from_torch_refuses_what_may_compute_something_else(layer):
-    with pytest.raises(TypeError, match="Conv2d"):
-        ConvLeakyReLU2d.from_torch(layer)
+def test_from_torch_refuses_what_may_compute_something_else(kind, layer, why):
+    with pytest.raises(TypeError, match=re.escape(why)):
+        kind.from_torch(layer)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +197,7 @@ def test_bias_leaky_relu_starts_as_leaky_relu_and_learns_its_bias():
     torch.testing.assert_close(layer(x), nn.functional.leaky_relu(x, 0.2))
     layer(x).sum().backward()
     assert layer.bias.grad.shape == (3,)
+    assert layer(x.bfloat16()).dtype == torch.bfloat16  # as behind a layer under autocast
 
 
 def test_reparameterize_draws_in_training_and_returns_the_mean_in_evaluation():
@@ -177,6 +212,11 @@ def test_linear_under_autocast_follows_pytorch(dtype):
     layer, x = LinearLeakyReLU(4, 3), torch.randn(2, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         assert layer(x).dtype == nn.Linear(4, 3)(x).dtype == dtype
+
+
+def test_linear_has_its_shape_on_other_devices_too():
+    layer = LinearLeakyReLU(7, 5, device="meta")
+    assert layer(torch.randn(2, 3, 7, device="meta")).shape == (2, 3, 5)
 
 
 def test_a_transposed_layer_takes_tanh_and_gives_it_back():
