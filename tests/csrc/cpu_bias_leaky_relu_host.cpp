@@ -1,4 +1,4 @@
-// Runs the pieces of csrc/cpu/bias_leaky_relu.cpp one by one, the last one first.
+// Runs the pieces of csrc/cpu/bias_leaky_relu.cpp in calls of one to three, the last ones first.
 
 #include "cpu/bias_leaky_relu.cpp"
 #include "host.h"
@@ -32,8 +32,10 @@ void run(Dtype dtype, char** arguments) {
   call.plan = bias_plan(outer, channels, inner);
   host::Buffer<Wide<T>> partials(operation == "mask_sum" ? call.plan.partials : 0);
   if (operation == "mask_sum") call.sum = sum.data(), call.partials = partials.data();
-  for (std::int64_t piece = call.plan.pieces; piece-- > 0;) {
-    fastgen::cpu::FASTGEN_CPU::bias_leaky_relu(call, piece, piece + 1);
+  const std::int64_t together = 1 + offset % 3;
+  for (std::int64_t end = call.plan.pieces; end > 0; end -= together) {
+    const std::int64_t begin = end > together ? end - together : 0;
+    fastgen::cpu::FASTGEN_CPU::bias_leaky_relu(call, begin, end);
   }
   if (call.sum != nullptr) {
     fastgen::cpu::FASTGEN_CPU::bias_leaky_relu_sum(call, 0, channels);

@@ -76,6 +76,8 @@ def test_bias_leaky_relu_its_mask_and_sum(activation, tmp_path, shape, dtype):
     *shape, by_planes = shape
     kind, slope = DTYPES[dtype], 0.2
     x, y = torch.randn(shape).to(kind), torch.randn(shape).to(kind)
+    few_of_x = x.flatten()[::7]
+    few_of_x *= torch.finfo(kind).tiny / 64 * (torch.arange(len(few_of_x)) % 3)
     s = torch.randn(shape[1]).to(kind)
     wide = torch.float64 if dtype == "float64" else torch.float32
     for operation, shifted, in_place, offset in (
@@ -83,6 +85,7 @@ def test_bias_leaky_relu_its_mask_and_sum(activation, tmp_path, shape, dtype):
         ("forward", True, True, 3),
         ("mask", True, True, 1),
         ("mask_sum", True, True, 5),
+        ("mask_sum", False, False, 4),
     ):
         inputs = {"input": bits(x), "output": bits(y), "shift": bits(s)}
         arguments = [operation, dtype, int(shifted), int(in_place), *shape, slope, offset]
@@ -94,6 +97,9 @@ def test_bias_leaky_relu_its_mask_and_sum(activation, tmp_path, shape, dtype):
         ours = tensor(tmp_path, "result", kind).view(shape).double()
         rounding, few = torch.finfo(kind).eps / 2, 4 * torch.finfo(wide).eps
         assert ((ours - exact).abs() <= rounding * exact.abs() + few * (1 + exact.abs())).all()
+        if not shifted:  # zeros of both signs and subnormal numbers too
+            assert torch.equal(ours[sign > 0], x.double()[sign > 0])
+            assert torch.equal(ours.signbit(), x.signbit())
         if operation == "mask_sum":
             total = tensor(tmp_path, "sum", kind).double()
             # The sum is that of numbers not rounded to the dtype yet.
