@@ -186,7 +186,7 @@ class Group(Processes):
         for tensor in tensors:
             by_device.setdefault(tensor.device, []).append(tensor)
         for some in by_device.values():
-            pieces = [tensor.detach().reshape(-1).view(torch.uint8) for tensor in some]
+            pieces = [tensor.detach().reshape(-1).contiguous().view(torch.uint8) for tensor in some]
             data = torch.cat(pieces)
             self._broadcast(data)
             if self.is_first:

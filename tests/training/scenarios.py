@@ -225,6 +225,31 @@ def gaps(rank: int) -> State:
     return state(model)
 
 
+def images_read(rank: int) -> list[int]:
+    """How many images of a dataset a process reads at once, in three steps."""
+    splits, read = load("digits", image_size=8), []
+    train = splits.train
+    gather = type(train).gather
+
+    def counted(dataset: Any, positions: Any) -> Any:
+        read.append(len(positions))
+        return gather(dataset, positions)
+
+    type(train).gather = counted  # type: ignore[method-assign]
+    Trainer(models(splits)["autoencoder"](), train, batch_size=8, progress=False).fit(3)
+    return read
+
+
+def equalized(rank: int) -> list[list[float]]:
+    """The first process's numbers, behind others of one byte."""
+    tensors = [torch.tensor([rank == 0]), torch.arange(3.0).double() + rank]
+    tensors += [torch.tensor(rank - 5), torch.full((2, 2), 0.5 + rank).T[1]]
+    processes = find_processes()
+    with processes.together():
+        processes.equalize(tensors)
+    return [tensor.flatten().tolist() for tensor in tensors]
+
+
 def half_precision(rank: int) -> tuple[torch.dtype, float, float]:
     """The mean of a bfloat16 gradient over three images of each process, and of a loss."""
     weight = torch.zeros(1, dtype=torch.bfloat16)
@@ -240,6 +265,16 @@ def half_precision(rank: int) -> tuple[torch.dtype, float, float]:
 
 def batch_size(rank: int, size: int) -> None:
     Trainer(Regression(), load("digits", image_size=8).train, batch_size=size)
+
+
+def one_image(rank: int) -> None:
+    """A source of one's own whose batches two processes cannot share."""
+
+    class Single:
+        def batch(self, index: int) -> Batch:
+            return Batch(torch.ones(1), None)
+
+    Trainer(Gaps(), Single(), progress=False).fit(1)
 
 
 def different(rank: int, differing: dict[str, list[Any]]) -> None:

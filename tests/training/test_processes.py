@@ -102,6 +102,16 @@ def test_each_process_draws_its_own_noise_and_all_update_alike() -> None:
     assert first == scenarios.noise(0)[0]
 
 
+def test_each_process_reads_its_own_images_alone() -> None:
+    for read in values(scenarios.images_read):
+        assert len(read) >= 3
+        assert set(read) == {4}
+
+
+def test_tensors_of_all_dtypes_become_the_first_processs() -> None:
+    assert values(scenarios.equalized) == [[[True], [0, 1, 2], [-5], [0.5, 0.5]]] * 2
+
+
 def test_a_gradient_that_some_processes_lack_counts_as_zero_there() -> None:
     for weights in values(scenarios.gaps):
         assert weights["common"].item() == pytest.approx(1 - 1.5 - 0.5)
@@ -180,6 +190,12 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(size: int, good: str) 
             outcome.message
         )
         assert good in outcome.message
+
+
+def test_a_batch_with_fewer_images_than_processes_is_refused() -> None:
+    for outcome in team(scenarios.one_image):
+        assert outcome.error == "ValueError"
+        assert "batch 0 has 1 images, too few for 2 processes" in outcome.message
 
 
 def test_processes_that_were_given_different_settings_are_refused() -> None:
