@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def part(name: str) -> ModuleType:
 
 settings, listing, steps = part("settings"), part("listing"), part("steps")
 module, budgets, disassembly = part("module"), part("budgets"), part("disassembly")
-discover = part("discover")
+discover, placing = part("discover"), part("placing")
 
 
 # ------------------------------------------------------------------------ what the user asks for
@@ -98,6 +99,67 @@ def test_torch_is_found_without_importing_it(tmp_path: Path) -> None:
         discover.find_torch(torch_folder(tmp_path / "old", "2.10.0"))
     with pytest.raises(settings.BuildError, match="holds no torch with headers"):
         discover.find_torch(tmp_path / "nothing")
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_oldest_torch_will_do_and_one_without_a_version_will_not(tmp_path: Path) -> None:
+    oldest = ".".join(map(str, discover.OLDEST_TORCH)) + ".0"
+    assert discover.find_torch(torch_folder(tmp_path, oldest)).version == oldest
+    nameless = torch_folder(tmp_path / "nameless", "")
+    with pytest.raises(settings.BuildError, match="holds no torch with headers"):
+        discover.find_torch(nameless)
+
+
+def test_a_compiler_is_what_cxx_says_and_has_to_run(tmp_path: Path) -> None:
+    chosen = program(tmp_path / "c++", 'echo " made up $1 1.2 "; echo more')
+    found = discover.find_compiler(settings.read_settings({"CXX": f"{chosen} -x"}))
+    assert found == discover.Compiler((str(chosen), "-x"), "made up -x 1.2")
+    for broken, message in (
+        (program(tmp_path / "fails", "echo 1.2; exit 1"), "does not run; set CXX"),
+        (program(tmp_path / "silent", "exit 0"), "does not run; set CXX"),
+        (tmp_path / "nowhere", r"no C\+\+ compiler .*nowhere. was found"),
+    ):
+        with pytest.raises(settings.BuildError, match=message):
+            discover.find_compiler(settings.read_settings({"CXX": str(broken)}))
+
+
+def test_a_toolkit_is_where_its_nvcc_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, toolkit = tmp_path / "home", tmp_path / "toolkit"
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    nvcc = program(home / "bin/nvcc", "exit 1")
+    with pytest.raises(settings.BuildError, match="nvcc does not run"):
+        discover.find_cuda()
+    answer = 'case $1 in --version) echo "release 12.8, V12.8.93";; '
+    program(nvcc, answer + f"*) echo '#$ TOP={toolkit}/bin/..';; esac")
+    with pytest.raises(settings.BuildError, match=r"libcudart_static\.a was not found beside"):
+        discover.find_cuda()
+    (toolkit / "bin").mkdir(parents=True)
+    for folder in ("home/lib", "toolkit/lib64"):  # the nearer one is what nvcc says
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "libcudart_static.a").touch()
+        expected = discover.Cuda(nvcc, "12.8.93", tmp_path / folder)
+        assert discover.find_cuda() == expected
+
+
+def test_what_is_built_replaces_what_was(tmp_path: Path) -> None:
+    built, package = tmp_path / "build" / module.MODULE, tmp_path / "package"
+    built.parent.mkdir()
+    for contents in ("first", "second"):
+        built.write_text(contents)
+        placed = placing.place(module.Built(built, {"cuda": "why"}), package)
+        assert placed == [package / placing.RECORD, package / module.MODULE]
+        assert placed[1].read_text() == contents
+        assert os.access(placed[1], os.X_OK)
+    assert placing.place(module.Built(None, {"cpu": "no"}), package) == [package / placing.RECORD]
+    assert [path.name for path in package.iterdir()] == [placing.RECORD]
+    record = json.loads((package / placing.RECORD).read_text())
+    assert record == {"module": False, "missing": {"cpu": "no"}}
 
 
 # ----------------------------------------------------------------------------- the cache of steps
