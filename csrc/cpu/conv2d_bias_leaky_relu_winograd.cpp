@@ -38,7 +38,7 @@ void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
 template <typename W, typename T>
 Wide<T> defined(const WinogradCall& call, std::int64_t image, std::int64_t row,
                 std::int64_t column, std::int64_t filter) {
-  constexpr int kKernel = W::kStride * W::kTaps;
+  constexpr int kKernel = W::kKernel;
   const WinogradShape& shape = call.shape;
   const T* input = static_cast<const T*>(call.input);
   const T* weight = static_cast<const T*>(call.weight) + filter * call.weight_strides[0];

@@ -208,32 +208,38 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
 
 template <typename W, typename T>
 void sum(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
-  constexpr int kWidth = kLanes<Wide<T>>, kKernel = W::kStride * W::kTaps;
+  constexpr int kWidth = kLanes<Wide<T>>, kKernel = W::kKernel;
   const std::int64_t(&strides)[4] = call.result_strides;
   const Place<Wide<T>> first = part_of<T>(call, 0), second = part_of<T>(call, 1);
   const std::int64_t apart = second.weight - first.weight;
+  // Of one tap, kWidth channels from c on.
+  const auto total_of = [&](std::int64_t filter, std::int64_t c, int tap) {
+    const int i = tap / kKernel, j = tap % kKernel;
+    const Wide<T>* from = first.weight + filter * first.strides[0] + i * first.strides[2] +
+                          j * first.strides[3] + c;
+    Vector<Wide<T>> total = load(from);
+    for (std::int64_t s = 1; s < call.plan.segments; ++s) total += load(from + s * apart);
+    Finite<Wide<T>> finite;
+    finite.see(total);
+    if (!finite.all_were()) {
+      total = with_exact<Wide<T>>(
+          total, [&](int lane) { return defined<W, T>(call, filter, c + lane, i, j); });
+    }
+    return total;
+  };
   for (std::int64_t filter = begin; filter < end; ++filter) {
-    for (int tap = 0; tap < kKernel * kKernel; ++tap) {
-      const int i = tap / kKernel, j = tap % kKernel;
-      const Wide<T>* from = first.weight + filter * first.strides[0] + i * first.strides[2] +
-                            j * first.strides[3];
-      T* to = static_cast<T*>(call.result) + filter * strides[0] + i * strides[2] + j * strides[3];
+    T* to = static_cast<T*>(call.result) + filter * strides[0];
+    if (strides[1] != 1) {  // contiguous
       for (std::int64_t c = 0; c < call.shape.channels; c += kWidth) {
-        Vector<Wide<T>> total = load(from + c);
-        for (std::int64_t s = 1; s < call.plan.segments; ++s) total += load(from + s * apart + c);
-        Finite<Wide<T>> finite;
-        finite.see(total);
-        if (!finite.all_were()) {
-          total = with_exact<Wide<T>>(
-              total, [&](int lane) { return defined<W, T>(call, filter, c + lane, i, j); });
-        }
-        if (strides[1] == 1) {
-          store(to + c, total);
-        } else {
-          for (int lane = 0; lane < kWidth; ++lane) {
-            to[(c + lane) * strides[1]] = narrow<T>(total[lane]);
-          }
-        }
+        const auto at = [&](int tap) { return total_of(filter, c, tap); };
+        store_neighbours<W, T>(at, strides[1], to + c * strides[1]);
+      }
+      continue;
+    }
+    for (int tap = 0; tap < kKernel * kKernel; ++tap) {
+      T* place = to + tap / kKernel * strides[2] + tap % kKernel * strides[3];
+      for (std::int64_t c = 0; c < call.shape.channels; c += kWidth) {
+        store(place + c, total_of(filter, c, tap));
       }
     }
   }

@@ -35,7 +35,10 @@ std::int64_t panel_size(const WinogradShape& shape) {
 template <typename W, typename T>
 void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
   auto* packed = static_cast<Element<T>*>(call.packed);
-  for (std::int64_t index = begin; index < end; ++index) {
+  const std::int64_t panels = winograd::channel_panels(call.shape);
+  for (std::int64_t piece = begin; piece < end; ++piece) {
+    // The phases of the same channels one after the other: in contiguous memory they share lines.
+    const std::int64_t index = piece % W::kPhases * panels + piece / W::kPhases;
     const Panel panel = panel_of(call.shape, index);
     transform_weight<W, T, false>(call, panel.first, panel.lanes, panel.phase,
                                   packed + index * panel_size<W>(call.shape));
@@ -47,7 +50,7 @@ void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
 template <typename W, typename T>
 Wide<T> defined(const WinogradCall& call, std::int64_t image, std::int64_t row,
                 std::int64_t column, std::int64_t channel) {
-  constexpr int kKernel = W::kStride * W::kTaps;
+  constexpr int kKernel = W::kKernel;
   const WinogradShape& shape = call.shape;
   const T* map = static_cast<const T*>(call.map);
   const T* weight = static_cast<const T*>(call.weight) + channel * call.weight_strides[1];

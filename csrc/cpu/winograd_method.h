@@ -155,7 +155,7 @@ FASTGEN_INLINE void transform(const V* in, V* out) {
 template <int kTaps_, int kStride_, int kMost_>
 struct Method {
   static constexpr int kTaps = kTaps_, kStride = kStride_, kMost = kMost_;
-  static constexpr int kPhases = kStride * kStride;
+  static constexpr int kPhases = kStride * kStride, kKernel = kTaps * kStride;
   static constexpr int kSide = kTaps + kMost - 1, kPoints = kSide * kSide;
   using Weight = Sides<WeightMatrix<kTaps, kSide>, WeightMatrix<kTaps, kSide>>;
   using Taps = Sides<Transposed<WeightMatrix<kTaps, kSide>>, Transposed<WeightMatrix<kTaps, kSide>>>;

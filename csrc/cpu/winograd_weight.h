@@ -13,10 +13,52 @@ inline std::int64_t tap_offset(const std::int64_t (&strides)[4], int phase, int 
          (phase % W::kStride + tap % W::kTaps * W::kStride) * strides[3];
 }
 
+// Whether all taps of a lane and a step are neighbours, row by row, as in contiguous memory.
+template <typename W>
+inline bool taps_are_neighbours(const std::int64_t (&strides)[4]) {
+  return strides[3] == 1 && strides[2] == W::kKernel;
+}
+
+// Number `place` in such a row of them.
+template <typename W>
+inline int phase_at(int place) {
+  return place / W::kKernel % W::kStride * W::kStride + place % W::kKernel % W::kStride;
+}
+template <typename W>
+inline int tap_at(int place) {
+  return place / W::kKernel / W::kStride * W::kTaps + place % W::kKernel / W::kStride;
+}
+
+// The taps of one step, of which those of a lane are neighbours.
+template <typename W, typename T>
+inline void load_neighbours(const T* weight, std::int64_t lane_step, int first, int count,
+                            Vector<Wide<T>>* taps) {
+  constexpr int kWidth = kLanes<Wide<T>>, kTaps = W::kTaps * W::kTaps;
+  constexpr int kAll = W::kKernel * W::kKernel;
+  for (int begin = 0; begin < kAll; begin += kWidth) {
+    const int there = kAll - begin < kWidth ? kAll - begin : kWidth;
+    Vector<Wide<T>> rows[kWidth];
+    for (int l = 0; l < kWidth; ++l) rows[l] = load(weight + l * lane_step + begin, there);
+    transpose<Wide<T>>(rows);
+    for (int place = begin; place < begin + there; ++place) {
+      const int phase = phase_at<W>(place) - first;
+      if (phase < 0 || phase >= count) continue;
+      taps[phase * kTaps + tap_at<W>(place)] = rows[place - begin];
+    }
+  }
+}
+
 template <typename W, typename T>
 inline void load_taps(const T* weight, const std::int64_t (&strides)[4], std::int64_t lane_step,
                       std::int64_t depth_step, int first, int count, Vector<Wide<T>>* taps) {
   constexpr int kWidth = kLanes<Wide<T>>, kTaps = W::kTaps * W::kTaps;
+  if (lane_step != 1 && depth_step != 1 && taps_are_neighbours<W>(strides)) {
+    for (int d = 0; d < kWidth; ++d) {
+      load_neighbours<W, T>(weight + d * depth_step, lane_step, first, count,
+                            taps + d * count * kTaps);
+    }
+    return;
+  }
   for (int phase = 0; phase < count; ++phase) {
     for (int tap = 0; tap < kTaps; ++tap) {
       const T* from = weight + tap_offset<W>(strides, first + phase, tap);
@@ -47,27 +89,41 @@ inline void load_taps(const T* weight, const std::int64_t (&strides)[4], std::in
   }
 }
 
+// Vectors over lanes, from(place) for each of the taps of a step, into a weight in which those of a
+// lane are neighbours.
+template <typename W, typename T, typename From>
+inline void store_neighbours(const From& from, std::int64_t lane_step, T* weight) {
+  constexpr int kWidth = kLanes<Wide<T>>, kAll = W::kKernel * W::kKernel;
+  for (int begin = 0; begin < kAll; begin += kWidth) {
+    const int there = kAll - begin < kWidth ? kAll - begin : kWidth;
+    Vector<Wide<T>> rows[kWidth] = {};
+    for (int i = 0; i < there; ++i) rows[i] = from(begin + i);
+    transpose<Wide<T>>(rows);
+    for (int l = 0; l < kWidth; ++l) store(weight + l * lane_step + begin, rows[l], there);
+  }
+}
+
 // The same back, of every phase, into a weight of T or of the type of sums.
 template <typename W, typename T>
 inline void store_taps(const Vector<Wide<T>>* taps, const std::int64_t (&strides)[4], T* weight) {
   constexpr int kWidth = kLanes<Wide<T>>, kTaps = W::kTaps * W::kTaps;
   constexpr int kPhases = W::kPhases;
   const std::int64_t lane_step = strides[0], depth_step = strides[1];
+  if (depth_step != 1) {  // contiguous
+    for (int d = 0; d < kWidth; ++d) {
+      const Vector<Wide<T>>* step = taps + d * kPhases * kTaps;
+      const auto at = [&](int place) { return step[phase_at<W>(place) * kTaps + tap_at<W>(place)]; };
+      store_neighbours<W, T>(at, lane_step, weight + d * depth_step);
+    }
+    return;
+  }
   for (int phase = 0; phase < kPhases; ++phase) {
     for (int tap = 0; tap < kTaps; ++tap) {
       T* to = weight + tap_offset<W>(strides, phase, tap);
       Vector<Wide<T>> rows[kWidth];
       for (int d = 0; d < kWidth; ++d) rows[d] = taps[(d * kPhases + phase) * kTaps + tap];
-      if (depth_step == 1) {
-        transpose<Wide<T>>(rows);
-        for (int l = 0; l < kWidth; ++l) store(to + l * lane_step, rows[l]);
-      } else {
-        for (int d = 0; d < kWidth; ++d) {
-          for (int l = 0; l < kWidth; ++l) {
-            to[l * lane_step + d * depth_step] = narrow<T>(rows[d][l]);
-          }
-        }
-      }
+      transpose<Wide<T>>(rows);
+      for (int l = 0; l < kWidth; ++l) store(to + l * lane_step, rows[l]);
     }
   }
 }

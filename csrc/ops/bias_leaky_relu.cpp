@@ -3,7 +3,7 @@
 #include "cpu/bias_leaky_relu.h"
 #include "cuda/bias_leaky_relu.h"
 
-#include "ops/common.h"
+#include "ops/reorder.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
   m.def("bias_leaky_relu(Tensor input, Tensor? bias, float negative_slope) -> Tensor");
@@ -35,18 +35,27 @@ Tensor result_like(const Tensor& tensor) {
   return in_kept_memory(torch::stable::empty_like(tensor));
 }
 
+// Whether element i of the one memory belongs to element i of the other.
+bool has_order_of(const Tensor& grad, const Tensor& output) {
+  for (std::int64_t d = 0; d < grad.dim(); ++d) {
+    if (grad.size(d) != 1 && grad.stride(d) != output.stride(d)) return false;
+  }
+  return true;
+}
+
 // A gradient may arrive in another order of memory than the output has (behind a flatten, say):
 // then it is copied into the output's, which is the one that what comes next expects.
-Tensor in_layout_of(const Tensor& grad, const Tensor& output) {
+Tensor in_order_of(const Tensor& grad, const Tensor& output) {
   check_same_device(output, "output", grad, "grad");
   check_same_dtype(output, "output", grad, "grad");
   check_same_shape(output, "output", grad, "grad");
-  for (std::int64_t d = 0; d < grad.dim(); ++d) {
-    if (grad.size(d) == 1 || grad.stride(d) == output.stride(d)) continue;
-    Tensor copy = torch::stable::empty_like(output);
-    return torch::stable::copy_(copy, grad);
+  if (has_order_of(grad, output)) return grad;
+  Tensor copy = result_like(output);
+  if (!grad.is_cuda() && grad.dim() == 4 && is_dense(grad) && is_dense(output)) {
+    reorder(grad, copy, !output.is_contiguous());
+    return copy;
   }
-  return grad;
+  return torch::stable::copy_(copy, grad);
 }
 
 struct OnCpu {
@@ -129,8 +138,8 @@ Tensor leaky_relu_mask(Tensor grad, std::optional<Tensor> shift, Tensor output,
                        double negative_slope) {
   using Call = typename On::Call;
   const On device(grad);
-  const Tensor input = in_layout_of(grad, output);
-  Tensor result = result_like(output);
+  const Tensor input = in_order_of(grad, output);
+  Tensor result = has_order_of(grad, output) ? result_like(output) : input;  // nobody else's copy
   auto call = call_of<Call>(input, "grad", shift, "shift", result, negative_slope, false);
   call.output = output.const_data_ptr();
   device.run(call, grad);
@@ -153,7 +162,7 @@ std::tuple<Tensor, Tensor> leaky_relu_mask_sum(Tensor grad, std::optional<Tensor
                                                Tensor output, double negative_slope) {
   using Call = typename On::Call;
   const On device(grad);
-  const Tensor input = in_layout_of(grad, output);
+  const Tensor input = in_order_of(grad, output);
   Tensor result = result_like(output);
   auto call = call_of<Call>(input, "grad", shift, "shift", result, negative_slope, true);
   call.output = output.const_data_ptr();

@@ -9,7 +9,8 @@
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
   m.def(
       "winograd_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? output, "
-      "float negative_slope, int stride, int padding_h, int padding_w) -> Tensor");
+      "float negative_slope, int stride, int padding_h, int padding_w, bool channels_last) "
+      "-> Tensor");
   m.def(
       "winograd_conv2d_weight_gradient(Tensor input, Tensor grad, int kernel_h, int kernel_w, "
       "int stride, int padding_h, int padding_w, bool channels_last) -> Tensor");
@@ -20,20 +21,23 @@ namespace {
 
 Tensor winograd_conv2d(Tensor input, Tensor weight, std::optional<Tensor> bias,
                        std::optional<Tensor> output, double negative_slope, std::int64_t stride,
-                       std::int64_t padding_h, std::int64_t padding_w) {
-  check_winograd(input, weight, bias, negative_slope, 1);
+                       std::int64_t padding_h, std::int64_t padding_w, bool channels_last) {
+  const Tensor pixels = check_winograd(input, weight, bias, negative_slope, 1);
   cpu::WinogradCall call{};
   call.shape = winograd_shape(input, weight.size(0), weight.size(1), weight.size(2),
                               weight.size(3), stride, padding_h, padding_w);
   set_input_size(call.shape, input.size(2), input.size(3), winograd::mixed_conv_pixels(call.shape));
   Tensor result = new_image(input, call.shape.batch, call.shape.filters, call.shape.map_height,
                             call.shape.map_width, true);
-  if (output.has_value()) check_twin(*output, "output", result, "the result");
-  if (result.numel() == 0) return result;
+  if (output.has_value()) {
+    output = in_channels_last(*output, "output");
+    check_twin(*output, "output", result, "the result");
+  }
+  if (result.numel() == 0) return in_layout(result, channels_last);
   result = in_kept_memory(result);
 
   call.plan = winograd_conv2d_plan(call.shape, torch::stable::get_num_threads());
-  call.input = input.const_data_ptr();
+  call.input = pixels.const_data_ptr();
   call.weight = weight.const_data_ptr();
   copy_strides(weight, call.weight_strides);
   call.bias = data_or_null(bias);
@@ -42,15 +46,14 @@ Tensor winograd_conv2d(Tensor input, Tensor weight, std::optional<Tensor> bias,
   call.slope = negative_slope;
   call.stream = winograd::streams(call.shape, result.numel());
   run_winograd(cpu::winograd_conv2d_pack_kernel(), cpu::winograd_conv2d_kernel(), call);
-  return result;
+  return in_layout(result, channels_last);
 }
 
 Tensor winograd_conv2d_weight_gradient(Tensor input, Tensor grad, std::int64_t kernel_h,
                                        std::int64_t kernel_w, std::int64_t stride,
                                        std::int64_t padding_h, std::int64_t padding_w,
                                        bool channels_last) {
-  check_channels_last(input, "input");
-  check_channels_last(grad, "grad");
+  const Tensor pixels = in_channels_last(input, "input"), map = in_channels_last(grad, "grad");
   check_same_device(grad, "grad", input, "input");
   check_same_dtype(grad, "grad", input, "input");
   cpu::WinogradCall call{};
@@ -67,8 +70,8 @@ Tensor winograd_conv2d_weight_gradient(Tensor input, Tensor grad, std::int64_t k
   const Tensor result = in_kept_memory(
       new_image(input, shape.filters, shape.channels, kernel_h, kernel_w, channels_last));
   call.plan = winograd_conv2d_weight_plan(shape, torch::stable::get_num_threads());
-  call.input = input.const_data_ptr();
-  call.map = grad.const_data_ptr();
+  call.input = pixels.const_data_ptr();
+  call.map = map.const_data_ptr();
   call.result = result.mutable_data_ptr();
   copy_strides(result, call.result_strides);
   if (call.plan.segments == 1) {

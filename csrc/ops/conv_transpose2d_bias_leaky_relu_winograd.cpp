@@ -7,7 +7,8 @@
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen, m) {
   m.def(
       "winograd_conv_transpose2d(Tensor input, Tensor weight, Tensor? bias, float negative_slope, "
-      "int stride, int padding_h, int padding_w, int output_h, int output_w) -> Tensor");
+      "int stride, int padding_h, int padding_w, int output_h, int output_w, bool channels_last) "
+      "-> Tensor");
 }
 
 namespace fastgen::operators {
@@ -16,8 +17,9 @@ namespace {
 Tensor winograd_conv_transpose2d(Tensor input, Tensor weight, std::optional<Tensor> bias,
                                  double negative_slope, std::int64_t stride,
                                  std::int64_t padding_h, std::int64_t padding_w,
-                                 std::int64_t output_h, std::int64_t output_w) {
-  check_winograd(input, weight, bias, negative_slope, 0);
+                                 std::int64_t output_h, std::int64_t output_w,
+                                 bool channels_last) {
+  const Tensor map = check_winograd(input, weight, bias, negative_slope, 0);
   cpu::WinogradCall call{};
   call.shape = winograd_shape(input, weight.size(0), weight.size(1), weight.size(2),
                               weight.size(3), stride, padding_h, padding_w);
@@ -28,11 +30,11 @@ Tensor winograd_conv_transpose2d(Tensor input, Tensor weight, std::optional<Tens
                   input.size(3), ")");
   Tensor result =
       new_image(input, call.shape.batch, call.shape.channels, output_h, output_w, true);
-  if (result.numel() == 0) return result;
+  if (result.numel() == 0) return in_layout(result, channels_last);
   result = in_kept_memory(result);
 
   call.plan = winograd_conv_transpose2d_plan(call.shape, torch::stable::get_num_threads());
-  call.map = input.const_data_ptr();
+  call.map = map.const_data_ptr();
   call.weight = weight.const_data_ptr();
   copy_strides(weight, call.weight_strides);
   call.bias = data_or_null(bias);
@@ -41,7 +43,7 @@ Tensor winograd_conv_transpose2d(Tensor input, Tensor weight, std::optional<Tens
   call.stream = winograd::streams(call.shape, result.numel());
   run_winograd(cpu::winograd_conv_transpose2d_pack_kernel(),
                cpu::winograd_conv_transpose2d_kernel(), call);
-  return result;
+  return in_layout(result, channels_last);
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "cpu/image_edge.h"
-#include "ops/common.h"
+#include "ops/reorder.h"
 
 namespace fastgen::operators {
 
@@ -44,12 +44,6 @@ inline Tensor new_image(const Tensor& like, std::int64_t batch, std::int64_t cha
 
 inline void copy_strides(const Tensor& tensor, std::int64_t (&strides)[4]) {
   for (int d = 0; d < 4; ++d) strides[d] = tensor.stride(d);
-}
-
-// Whether the memory of a tensor is, up to dimensions of extent 1, that of a contiguous or
-// channels_last tensor, as asked.
-inline bool has_layout(const Tensor& tensor, bool channels_last) {
-  return channels_last ? is_channels_last(tensor) : tensor.is_contiguous();
 }
 
 // ------------------------------------------------------------------------------------------- CPU

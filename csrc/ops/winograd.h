@@ -6,18 +6,20 @@
 
 namespace fastgen::operators {
 
-// The layout of a weight says nothing here; whatever else there is lies in channels_last.
-inline void check_channels_last(const Tensor& tensor, const char* name) {
+// The layout of a weight says nothing here. Whatever else there is lies in one of the two; the
+// kernels take channels_last.
+inline Tensor in_channels_last(const Tensor& tensor, const char* name) {
   check_four_dimensions(tensor, name);
-  STD_TORCH_CHECK(is_channels_last(tensor), name, " must be channels_last; call "
-                  ".contiguous(memory_format=torch.channels_last) first");
+  STD_TORCH_CHECK(is_dense(tensor), name,
+                  " must be contiguous or channels_last; call .contiguous() first");
+  return in_layout(tensor, true);
 }
 
 // What a convolution and a transposed one check alike; `inner` is the weight's dimension of the
-// input's channels.
-inline void check_winograd(const Tensor& input, const Tensor& weight,
+// input's channels. Answers the input in channels_last.
+inline Tensor check_winograd(const Tensor& input, const Tensor& weight,
                            const std::optional<Tensor>& bias, double negative_slope, int inner) {
-  check_channels_last(input, "input");
+  check_four_dimensions(input, "input");
   check_four_dimensions(weight, "weight");
   check_same_device(weight, "weight", input, "input");
   check_same_dtype(weight, "weight", input, "input");
@@ -25,6 +27,7 @@ inline void check_winograd(const Tensor& input, const Tensor& weight,
   STD_TORCH_CHECK(weight.size(inner) == input.size(1), "weight must have ", input.size(1),
                   " input channels, as input (got ", weight.size(inner), ")");
   check_bias(bias, weight.size(1 - inner), input);
+  return in_channels_last(input, "input");
 }
 
 // Everything but the sizes of input and map.

@@ -26,7 +26,7 @@ from .turned_edge import TurnedEdge
 
 CONV, TRANSPOSED = CONVOLUTIONS
 
-FUSED = FusedKernels(operators)
+FUSED = FusedKernels(operators, any_order=True)
 
 
 # --- Hopper: bfloat16 and float16 in channels_last, groups 1 ---

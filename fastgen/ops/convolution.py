@@ -52,7 +52,9 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class ConvolutionKernels(MaskKernels, Protocol):
-    """What a backend gives: the primitives, without autograd. No primitive converts a layout."""
+    """What a backend gives: the primitives, without autograd. No primitive changes a layout: what
+    comes in contiguous goes out contiguous.
+    """
 
     def forward(
         self,

@@ -17,18 +17,22 @@ from .compiled import operators
 from .compiled_kernels import CONV, TRANSPOSED
 from .cpu_matrix_product import forward_is_product
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
+from .layouts import same_order
 from .routing import offer
 from .torch_bias_leaky_relu import SMALL
 from .torch_convolution import stands_apart
 from .turned_edge import TurnedEdge
 
-FUSED = FusedKernels(operators)
+FUSED = FusedKernels(operators, any_order=True)
 
 # What vectorizes. float16 takes twice to four times as long as in PyTorch, which has an instruction
 # for it; float64 is for checking gradients, with PyTorch's own noise to the last digit.
 FAST = frozenset({torch.float32, torch.bfloat16})
 
 _FAST = "float32, bfloat16"
+TURNED = 4096
+"""Numbers from which two orders of memory are made one faster than PyTorch goes through both."""
+_TURNED = f"from {TURNED} where the orders of memory differ"
 
 LARGE = 1 << 20
 """Bytes from which a result keeps its memory (csrc/ops/kept_memory.h). A pass that PyTorch has in
@@ -45,21 +49,30 @@ def _large(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() >= LARGE
 
 
+def _orders_differ(grad: Tensor, output: Tensor) -> bool:
+    """As behind a flatten, whose gradient comes in contiguous memory."""
+    return output.numel() >= TURNED and not same_order(grad, output)
+
+
 def _activation_wins(input: Tensor, bias: Tensor | None, negative_slope: float) -> bool:
     """With a bias one pass instead of two."""
     return input.dtype in FAST and (bias is not None or _large(input))
 
 
 def _mask_wins(grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float) -> bool:
-    """Without a shift PyTorch has it in one pass too, in bfloat16 a slower one."""
+    """Without a shift PyTorch has it in one pass too, in bfloat16 a slower one, and slower by far
+    where the two lie in different orders.
+    """
     if output.dtype not in FAST:
         return False
     slower = output.dtype == torch.bfloat16 and output.numel() >= SMALL[torch.bfloat16]
-    return shift is not None or slower or _large(output)
+    return shift is not None or slower or _large(output) or _orders_differ(grad, output)
 
 
 def _mask_sum_wins(grad: Tensor, output: Tensor, negative_slope: float) -> bool:
-    return output.dtype in FAST and output.numel() >= SMALL[output.dtype]
+    if output.dtype not in FAST:
+        return False
+    return output.numel() >= SMALL[output.dtype] or _orders_differ(grad, output)
 
 
 def _noise_wins(*arguments: Any) -> bool:
@@ -108,8 +121,8 @@ for _pass, _wins, _only in (
           fits=getattr(_turned, f"takes_{_pass}"), expected=_wins,
           when=f"into 1 to 4 channels, kernel to 7, stride 1, {_FAST}{_only}")  # fmt: skip
 _WIDE = (
-    "3x3 with stride 1 or 4x4 with stride 2, channels_last, 32 or more channels on both sides, "
-    f"multiples of 16, {_FAST}"
+    "3x3 with stride 1 or 4x4 with stride 2, 32 or more channels on both sides, multiples of 16, "
+    f"{_FAST}"
 )
 for _pass, _wins in (
     ("forward", cpu_winograd.forward_wins),
@@ -127,8 +140,14 @@ offer_fused(
     dtypes=(*DTYPES, torch.float64),
     expected={
         "activation": (_activation_wins, f"{_FAST} with a bias or from 1 MiB"),
-        "mask": (_mask_wins, "bfloat16 from 32768 numbers; float32 from 1 MiB; with a shift"),
-        "mask_sum": (_mask_sum_wins, "float32 from 131072 numbers, bfloat16 from 32768"),
+        "mask": (
+            _mask_wins,
+            f"bfloat16 from 32768 numbers; float32 from 1 MiB; with a shift; {_TURNED}",
+        ),
+        "mask_sum": (
+            _mask_sum_wins,
+            f"float32 from 131072 numbers, bfloat16 from 32768; {_TURNED}",
+        ),
         "noise": (_noise_wins, f"{_FAST}, float16"),
         "convolution": (_epilogue_wins, _APART),
         "plain": (_never, "by name only"),

@@ -26,7 +26,7 @@ from . import compiled, variables
 from .compiled import operators
 from .convolution import Activation
 from .geometry import Geometry, belongs, is_channels_last
-from .layouts import is_channels_last_like
+from .layouts import is_channels_last_like, is_dense, same_order
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
 KERNELS = {(3, 3): (1, 1), (4, 4): (2, 2)}  # and their strides
@@ -68,6 +68,9 @@ def masked_forward(
         return _convolved(input, weight, bias, output, negative_slope, geometry)
     size = geometry.transposed_size(input, weight)
     result = _transposed(input, weight, bias, 1.0, size, geometry)
+    if not same_order(result, output):
+        masked: Tensor = operators().leaky_relu_mask(result, None, output, negative_slope)
+        return masked
     operators().leaky_relu_mask_(result, None, output, negative_slope)
     return result
 
@@ -88,8 +91,9 @@ def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geome
     wide, map = (grad, input) if geometry.transposed else (input, grad)
     last = is_channels_last_like(weight) and not weight.is_contiguous()
     result: Tensor = operators().winograd_conv2d_weight_gradient(
-        _last(wide), _last(map), *weight.shape[2:], geometry.stride[0], *geometry.padding, last
-    )
+        _dense(wide, last), _dense(map, last), *weight.shape[2:], geometry.stride[0],
+        *geometry.padding, last,
+    )  # fmt: skip
     return result
 
 
@@ -102,9 +106,11 @@ def _convolved(
     geometry: Geometry,
 ) -> Tensor:
     bias = None if bias is None else bias.contiguous()
+    last = is_channels_last(input, weight)
     result: Tensor = operators().winograd_conv2d(
-        _last(input), weight, bias, output, negative_slope, geometry.stride[0], *geometry.padding
-    )
+        _dense(input, last), weight, bias, output, negative_slope, geometry.stride[0],
+        *geometry.padding, last,
+    )  # fmt: skip
     return result
 
 
@@ -117,17 +123,22 @@ def _transposed(
     geometry: Geometry,
 ) -> Tensor:
     bias = None if bias is None else bias.contiguous()
+    last = is_channels_last(input, weight)
     result: Tensor = operators().winograd_conv_transpose2d(
-        _last(input), weight, bias, negative_slope, geometry.stride[0], *geometry.padding, *size
-    )
+        _dense(input, last), weight, bias, negative_slope, geometry.stride[0], *geometry.padding,
+        *size, last,
+    )  # fmt: skip
     return result
 
 
-def _last(tensor: Tensor) -> Tensor:
-    """The tensor in channels_last, in which the result will be: as PyTorch, a copy of whatever came
-    in otherwise.
+def _dense(tensor: Tensor, channels_last: bool) -> Tensor:
+    """The tensor as it is where it lies in one of the two layouts, which the operators take; else a
+    copy in the one that the result will have.
     """
-    return tensor.contiguous(memory_format=torch.channels_last)
+    if is_dense(tensor):
+        return tensor
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return tensor.contiguous(memory_format=layout)
 
 
 # --- which calls the operators take ---
@@ -158,9 +169,7 @@ def takes_masked_forward(
     negative_slope: float,
     geometry: Geometry,
 ) -> bool:
-    return is_channels_last_like(output) and takes_forward(
-        input, weight, bias, negative_slope, geometry
-    )
+    return is_dense(output) and takes_forward(input, weight, bias, negative_slope, geometry)
 
 
 def takes_input_gradient(
@@ -191,14 +200,14 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
         and weight.shape[1] % CHANNELS == 0
         and max(geometry.padding) < kernel[0]
         and operand.numel() > 0
-        and is_channels_last(operand, weight)
     )
 
 
 # --- where they win: measured on one core of an AMD EPYC (AVX-512 with bfloat16) ---
 #
-# PyTorch's time over theirs, smallest to largest over 32 to 512 channels on either side, maps of
-# 2x2 to 32x32 and batches of 1 to 64, as far as the rule below takes them; in brackets the mean:
+# PyTorch's time over theirs in channels_last, smallest to largest over 32 to 512 channels on either
+# side, maps of 2x2 to 32x32 and batches of 1 to 64, as far as the rule below takes them; the mean
+# in brackets:
 #
 #     kernel  dtype      forward              input gradient       weight gradient
 #     4x4     float32    1.28 to 2.29 (1.70)  1.30 to 3.29 (1.86)  1.44 to 3.01 (1.86)
@@ -206,13 +215,21 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 #     3x3     float32    1.41 to 3.05 (1.77)  1.33 to 3.17 (1.80)  1.32 to 3.82 (2.06)
 #     3x3     bfloat16   1.15 to 3.45 (1.74)  1.25 to 3.69 (1.82)  1.66 to 4.84 (2.43)
 #
+# The same in contiguous memory, on both sides; ours puts maps in channels_last and back:
+#
+#     4x4     float32    1.07 to 2.38 (1.61)  1.02 to 6.29 (1.88)  1.07 to 3.35 (1.65)
+#     4x4     bfloat16   1.14 to 2.35 (1.63)  1.51 to 3.44 (2.25)  1.24 to 3.29 (1.96)
+#     3x3     float32    1.15 to 2.68 (1.66)  1.07 to 3.76 (1.68)  1.19 to 2.56 (1.86)
+#     3x3     bfloat16   1.11 to 2.70 (1.65)  0.98 to 2.75 (1.62)  1.47 to 3.22 (1.99)
+#
 # A tile that is not full costs as much: maps of 3x3 and 1x1 in tiles of two took up to three times
 # PyTorch's time. Below 8 tiles the transform of a wide weight is the larger part; with 16 channels
-# in bfloat16 that of large maps.
+# in bfloat16 that of large maps. Contiguous pictures of 2x2 pixels took up to 1.7 times its time.
 
 LEAST_CHANNELS = 32
 LEAST_TILES = 8  # of two by two
 FULL = 0.77  # of the tiles, at least
+LEAST_PIXELS = 16  # of the convolution's input in contiguous memory, which are put in order first
 
 
 def points(size: int, kernel: int, *, mixed: bool) -> int:
@@ -268,12 +285,14 @@ def _wins(
     pixels = len(operand) * height * width
     mixed = stride == 2 and pixels >= mixed_pixels
     multiplied = points(height, kernel, mixed=mixed) * points(width, kernel, mixed=mixed)
+    in_order = height * width * stride * stride >= LEAST_PIXELS or is_channels_last(operand, weight)
     in_full_tiles = height * width * (kernel // stride + 1) ** 2 / 4
     return (
         operand.dtype in (torch.float32, torch.bfloat16)
         and min(weight.shape[:2]) >= LEAST_CHANNELS
         and len(operand) * -(-height // 2) * -(-width // 2) >= LEAST_TILES
         and in_full_tiles >= FULL * multiplied
+        and in_order
         and compiled.cpu_version() != "portable"
         and variables.read("FASTGEN_WINOGRAD") != "off"
     )

@@ -38,7 +38,7 @@ def bias_leaky_relu_(input: Tensor, bias: Tensor | None, negative_slope: float) 
 def leaky_relu_mask(
     grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
 ) -> Tensor:
-    return torch.empty_like(grad)
+    return torch.empty_like(output)
 
 
 def leaky_relu_mask_(
@@ -50,7 +50,7 @@ def leaky_relu_mask_(
 def leaky_relu_mask_sum(
     grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: float
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(grad), grad.new_empty(grad.shape[1] if grad.dim() > 1 else len(grad))
+    return torch.empty_like(output), grad.new_empty(grad.shape[1] if grad.dim() > 1 else len(grad))
 
 
 def reparameterize(mu: Tensor, logvar: Tensor, seed: Tensor) -> Tensor:
@@ -134,11 +134,12 @@ def winograd_conv2d(
     stride: int,
     padding_h: int,
     padding_w: int,
+    channels_last: bool,
 ) -> Tensor:
     height = _size(input.shape[2], weight.shape[2], stride, padding_h)
     width = _size(input.shape[3], weight.shape[3], stride, padding_w)
     shape = (input.shape[0], weight.shape[0], height, width)
-    return _pictures(input, shape, channels_last=True)
+    return _pictures(input, shape, channels_last=channels_last)
 
 
 def winograd_conv2d_weight_gradient(
@@ -165,9 +166,10 @@ def winograd_conv_transpose2d(
     padding_w: int,
     output_h: int,
     output_w: int,
+    channels_last: bool,
 ) -> Tensor:
     shape = (input.shape[0], weight.shape[1], output_h, output_w)
-    return _pictures(input, shape, channels_last=True)
+    return _pictures(input, shape, channels_last=channels_last)
 
 
 def hopper_conv2d(

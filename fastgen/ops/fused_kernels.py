@@ -28,10 +28,12 @@ class FusedKernels:
 
     Args:
         operators: gives the namespace, loading it when first asked.
+        any_order: whether its masks take a gradient in another order of memory than the output's.
     """
 
-    def __init__(self, operators: Callable[[], Any]) -> None:
+    def __init__(self, operators: Callable[[], Any], *, any_order: bool = False) -> None:
         self._operators = operators
+        self._any_order = any_order
 
     # --- bias + leaky ReLU and its mask ---
 
@@ -52,9 +54,9 @@ class FusedKernels:
             return result.copy_(self.mask(grad.contiguous(), shift, dense, negative_slope))
         shift = None if shift is None else shift.contiguous()
         operators = self._operators()
-        if torch.compiler.is_compiling() or same_order(grad, output):
+        if self._any_order or torch.compiler.is_compiling() or same_order(grad, output):
             through: Tensor = operators.leaky_relu_mask(
-                ordered_like(grad, output), shift, output, negative_slope
+                self._ordered(grad, output), shift, output, negative_slope
             )
             return through
         copied = ordered_like(grad, output)
@@ -68,9 +70,12 @@ class FusedKernels:
             through, total = self.mask_sum(grad.contiguous(), output.contiguous(), negative_slope)
             return torch.empty_like(output).copy_(through), total
         pair: tuple[Tensor, Tensor] = self._operators().leaky_relu_mask_sum(
-            ordered_like(grad, output), None, output, negative_slope
+            self._ordered(grad, output), None, output, negative_slope
         )
         return pair
+
+    def _ordered(self, grad: Tensor, output: Tensor) -> Tensor:
+        return grad if self._any_order else ordered_like(grad, output)
 
     # Ways of the same for calls whose shapes and layouts the operators take as they are. Which
     # operators is asked in every call: it may depend on modes (see `triton_kernels.operators`).

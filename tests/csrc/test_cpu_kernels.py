@@ -41,6 +41,13 @@ def noise(version) -> Path:
     return build(name, ["cpu_reparameterize_host.cpp"], more=["-O2", *cpu_flags(version)])
 
 
+@pytest.fixture(scope="module")
+def reorder(version) -> Path:
+    warnings = ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+    more = ["-O2", *warnings, *cpu_flags(version)]
+    return build(f"cpu_reorder_{version}", ["cpu_reorder_host.cpp"], more=more)
+
+
 def bits(tensor: Tensor) -> np.ndarray:
     return tensor.view(INTEGERS[tensor.element_size()][0]).numpy()
 
@@ -113,6 +120,38 @@ def test_bias_leaky_relu_its_mask_and_sum(activation, tmp_path, shape, dtype):
 )
 def test_bias_leaky_relu_of_more_than_two_to_the_thirty_two_elements(activation, tmp_path, shape):
     run(activation, ["large", *shape], {}, tmp_path)
+
+
+# matrices, rows, columns: whole and broken blocks of every size, one piece and many
+MATRICES = [
+    (3, 1, 1),
+    (2, 16, 64),
+    (5, 7, 3),
+    (1, 40, 33),
+    (2, 19, 131),
+    (2, 1025, 200),
+    (1, 3001, 5),
+    (2, 3, 30001),
+    (0, 3, 5),
+]
+
+
+@pytest.mark.parametrize("size", INTEGERS)
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+def test_memory_is_put_in_another_order_bit_by_bit(reorder, tmp_path, shape, size):
+    limits = torch.iinfo(INTEGERS[size][0])
+    x = torch.randint(limits.min, limits.max, shape, dtype=INTEGERS[size][0])
+    for offset in range(4):
+        run(reorder, [size, *shape, offset], {"from": x.numpy()}, tmp_path)
+        ours = torch.from_numpy(result(tmp_path, "to", INTEGERS[size][1]))
+        assert torch.equal(ours, x.mT.flatten())
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 1_500_000_001), (1, 1_500_000_001, 3), (140_000, 129, 257)]
+)
+def test_memory_of_more_than_two_to_the_thirty_two_elements(reorder, tmp_path, shape):
+    run(reorder, [2, *shape, -1], {}, tmp_path)
 
 
 def test_noise_of_more_than_two_to_the_thirty_four_elements(noise, tmp_path):

@@ -33,8 +33,10 @@ def calls(dtype: torch.dtype) -> list[tuple[str, tuple]]:
         ("bias_leaky_relu", (last, None, 0.2)),
         ("bias_leaky_relu_", (last.clone(), b, 0.2)),
         ("leaky_relu_mask", (x, None, x, 0.2)),
+        ("leaky_relu_mask", (x, b, last, 0.2)),
         ("leaky_relu_mask_", (x.clone(), b, x, 0.2)),
         ("leaky_relu_mask_sum", (last, None, last, 0.2)),
+        ("leaky_relu_mask_sum", (last, None, x, 0.2)),
         ("leaky_relu_mask_sum", (row, None, row, 0.2)),
         ("reparameterize", (half, half, SEED)),
         ("reparameterize_kl", (x, x, SEED)),
@@ -54,6 +56,29 @@ def test_operators_pass_opcheck(index, dtype):
     """Schema, fake and absence of autograd; aliasing and mutation as declared."""
     name, arguments = calls(dtype)[index]
     torch.library.opcheck(getattr(torch.ops.fastgen, name).default, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_gradient_in_another_order_of_memory_is_masked_in_that_of_the_output(dtype):
+    """As a flatten behind a layer gives it back."""
+    o, layouts = torch.ops.fastgen, (torch.contiguous_format, torch.channels_last)
+    for shape in ((3, 5, 7, 6), (2, 64, 33, 20), (2, 1, 4, 4), (2, 6, 1, 1), (0, 3, 4, 4)):
+        g, y, shift = (torch.randn(s).to(dtype) for s in (shape, shape, shape[1]))
+        expected = o.leaky_relu_mask(g, shift, y, 0.2), *o.leaky_relu_mask_sum(g, None, y, 0.2)
+        wide = torch.stack((g, g), -1)[..., 0]  # every second number of a memory
+        for of_g, of_y in ((0, 1), (1, 0), (None, 0), (None, 1)):
+            grad = wide if of_g is None else g.contiguous(memory_format=layouts[of_g])
+            output = y.contiguous(memory_format=layouts[of_y])
+            before = grad.clone()
+            results = (
+                o.leaky_relu_mask(grad, shift, output, 0.2),
+                *o.leaky_relu_mask_sum(grad, None, output, 0.2),
+            )
+            for ours, other in zip(results[:2], expected[:2], strict=True):
+                assert ours.stride() == output.stride()
+                assert torch.equal(ours, other)
+            torch.testing.assert_close(results[2], expected[2])
+            assert torch.equal(grad, before)
 
 
 SHAPES = [(4, 3), (3, 2, 3, 3), (2, 5, 1, 2), (1, 1)]
@@ -185,6 +210,10 @@ def test_the_variable_lowers_the_version_and_refuses_what_it_does_not_know(tmp_p
     assert "FASTGEN_CPU must be one of 'portable', 'avx2'" in done.stderr
 
 
+def last_of(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
 def test_the_rule_takes_one_pass_where_it_was_measured_to_be_faster():
     x, b = torch.randn(4, 3, 5, 5), torch.randn(3)
     middle, large = torch.empty(8, 16, 16, 16), torch.empty(64, 64, 32, 32)
@@ -218,6 +247,13 @@ def test_the_rule_takes_one_pass_where_it_was_measured_to_be_faster():
             expected["mask_sum", t, t, 0.2] = name
             if dtype == torch.bfloat16:
                 expected["mask", t, None, t, 0.2] = name
+    # Orders of memory that differ.
+    for numbers, name in ((1 << 12, ours), ((1 << 12) - 2, plain)):
+        t = torch.zeros(1, 2, 1, numbers // 2)
+        for one, other in ((t, last_of(t)), (last_of(t), t)):
+            expected["mask", one, None, other, 0.2] = expected["mask_sum", one, other, 0.2] = name
+        expected["mask", last_of(t), None, last_of(t), 0.2] = plain
+        expected["mask_sum", t.double(), last_of(t.double()), 0.2] = plain
     for call, name in expected.items():
         assert chosen("bias_leaky_relu", *call) == name, routing.describe("", call[0], call[1:])
     for dtype, name in ((torch.float32, ours), (torch.float64, plain), (torch.float16, ours)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import pytest
@@ -29,6 +30,7 @@ CONV, UP = "conv2d_bias_leaky_relu", "conv_transpose2d_bias_leaky_relu"
 DTYPES = [torch.float32, torch.bfloat16]
 OPERATORS = {"winograd_conv2d", "winograd_conv_transpose2d", "winograd_conv2d_weight_gradient"}
 LAST = torch.channels_last
+LAYOUTS = (torch.contiguous_format, LAST)
 
 # (input channels, filters, height, width, kernel, stride, padding) of the convolution
 WIDE = [
@@ -45,25 +47,26 @@ def geometry_of(stride: int, padding: int, *, transposed: bool = False) -> Geome
     return Geometry((stride,) * 2, (padding,) * 2, (1, 1), 1, transposed, (0, 0))
 
 
-def case(name, wide, dtype, batch=2, weights=LAST):
+def case(name, wide, dtype, batch=2, layout=LAST, weights=LAST):
     """Input, weight and bias, and the options, of a wide layer."""
     channels, filters, height, width, kernel, stride, padding = wide
     low = [(size + 2 * padding - kernel) // stride + 1 for size in (height, width)]
     inner, size = (channels, (height, width)) if name == CONV else (filters, low)
     outer = filters if name == CONV else channels
     shapes = ((batch, inner, *size), (filters, channels, kernel, kernel), (outer,))
-    x, w, b = tensors(shapes, dtype, LAST)
+    x, w, b = tensors(shapes, dtype, layout)
     return [x, w.contiguous(memory_format=weights) / kernel, b], {
         "stride": stride,
         "padding": padding,
     }
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("slope", SLOPES)
 @pytest.mark.parametrize("wide", WIDE, ids=str)
 @pytest.mark.parametrize("name", [CONV, UP])
-def test_first_and_second_gradients_pass_gradcheck(monkeypatch, name, wide, slope):
-    arguments, options = case(name, wide, torch.float64)
+def test_first_and_second_gradients_pass_gradcheck(monkeypatch, name, wide, slope, layout):
+    arguments, options = case(name, wide, torch.float64, layout=layout, weights=layout)
     leaves = [t.requires_grad_() for t in arguments]
     function = partial(getattr(fastgen.ops, name), negative_slope=slope, backend="cpp", **options)
     exact = getattr(reference, name)(*leaves, negative_slope=slope, **options)
@@ -74,13 +77,14 @@ def test_first_and_second_gradients_pass_gradcheck(monkeypatch, name, wide, slop
     assert set(used) - {"leaky_relu_mask_"} == OPERATORS
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "wide", [*WIDE, (64, 80, 10, 6, 3, 1, 1), (80, 64, 12, 8, 4, 2, 1)], ids=str
 )
 @pytest.mark.parametrize("name", [CONV, UP])
-def test_is_as_accurate_as_pytorch_through_the_second_order(monkeypatch, name, wide, dtype):
-    arguments, options = case(name, wide, dtype, batch=3)
+def test_is_as_accurate_as_pytorch_through_the_second_order(monkeypatch, name, wide, dtype, layout):
+    arguments, options = case(name, wide, dtype, batch=3, layout=layout, weights=layout)
     used = counted(monkeypatch, cpu_winograd)
     assert_as_accurate_as_torch(
         partial(getattr(fastgen.ops, name), backend="cpp", **options),
@@ -88,6 +92,43 @@ def test_is_as_accurate_as_pytorch_through_the_second_order(monkeypatch, name, w
         arguments,
     )
     assert set(used) - {"leaky_relu_mask_"} == OPERATORS
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("wide", [*WIDE, (48, 32, 33, 20, 3, 1, 1), (32, 48, 24, 40, 4, 2, 1)])
+def test_every_layout_gives_the_same_bits_in_the_layout_that_pytorch_would_answer_in(wide, dtype):
+    stride, padding = wide[-2:]
+    geometries = geometry_of(stride, padding), geometry_of(stride, padding, transposed=True)
+    (x, w, b), options = case(CONV, wide, dtype, batch=3)
+    g = torch.randn_like(F.conv2d(x, w, None, **options))
+    mask, mask_back = torch.randn_like(g), torch.randn_like(F.conv_transpose2d(g, w, **options))
+    up = b.new_tensor(range(x.shape[1]))
+    expected = None
+    for of_x, of_w, of_g, of_mask in itertools.product(LAYOUTS, repeat=4):
+        pictures, weight, grads = (
+            t.contiguous(memory_format=f) for t, f in ((x, of_x), (w, of_w), (g, of_g))
+        )
+        masks = [t.contiguous(memory_format=of_mask) for t in (mask, mask_back)]
+        down_last, up_last = LAST in (of_x, of_w), LAST in (of_g, of_w)
+        results = {
+            (0, down_last): cpu_winograd.forward(pictures, weight, b, 0.2, geometries[0]),
+            (1, up_last): cpu_winograd.forward(grads, weight, up, 0.2, geometries[1]),
+            (2, up_last): cpu_winograd.input_gradient(
+                grads, weight, tuple(x.shape[2:]), geometries[0]
+            ),
+            (3, of_w == LAST): cpu_winograd.weight_gradient(pictures, grads, weight, geometries[0]),
+            (4, down_last): cpu_winograd.masked_forward(
+                pictures, weight, b, masks[0], 0.2, geometries[0]
+            ),
+            (5, None): cpu_winograd.masked_forward(
+                grads, weight, None, masks[1], 0.2, geometries[1]
+            ),
+        }
+        for (_, in_last), result in results.items():
+            assert in_last is None or result.is_contiguous(memory_format=LAYOUTS[in_last])
+        expected = expected or list(results.values())
+        for ours, other in zip(results.values(), expected, strict=True):
+            assert torch.equal(ours, other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -297,15 +338,15 @@ def test_an_empty_batch_and_its_gradients():
 def test_operators_pass_opcheck():
     o = torch.ops.fastgen
     for dtype in (*DTYPES, torch.float64):
-        (x, w, b), _ = case(CONV, WIDE[3], dtype, weights=torch.contiguous_format)
-        g = torch.randn(2, 48, 4, 3).to(dtype).contiguous(memory_format=LAST)
-        for operator, arguments in (
-            (o.winograd_conv2d, (x, w, b, g, 0.2, 2, 1, 1)),
-            (o.winograd_conv_transpose2d, (g, w, None, 1.0, 2, 1, 1, 8, 6)),
-            (o.winograd_conv2d_weight_gradient, (x, g, 4, 4, 2, 1, 1, False)),
-            (o.winograd_conv2d_weight_gradient, (x, g, 4, 4, 2, 1, 1, True)),
-        ):
-            torch.library.opcheck(operator.default, arguments)
+        for layout, last in zip(LAYOUTS, (False, True), strict=True):
+            (x, w, b), _ = case(CONV, WIDE[3], dtype, layout=layout, weights=LAYOUTS[0])
+            g = torch.randn(2, 48, 4, 3).to(dtype).contiguous(memory_format=LAST)
+            for operator, arguments in (
+                (o.winograd_conv2d, (x, w, b, g, 0.2, 2, 1, 1, last)),
+                (o.winograd_conv_transpose2d, (g, w, None, 1.0, 2, 1, 1, 8, 6, last)),
+                (o.winograd_conv2d_weight_gradient, (x, g, 4, 4, 2, 1, 1, last)),
+            ):
+                torch.library.opcheck(operator.default, arguments)
 
 
 def last(*shape: int, **options: object) -> torch.Tensor:
@@ -315,12 +356,12 @@ def last(*shape: int, **options: object) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input": torch.zeros(2, 16, 9, 9)}, "input must be channels_last"),
+        ({"input": last(2, 16, 9, 18)[..., ::2]}, "input must be contiguous or channels_last"),
         ({"input": torch.zeros(16, 9, 9)}, "four dimensions"),
         ({"input": last(2, 16, 9, 9).half()}, "on a CPU"),
         ({"input": last(2, 12, 9, 9)}, "multiples of 16"),
         ({"grad": last(2, 32, 4, 3)}, "must have shape"),
-        ({"grad": torch.zeros(2, 32, 4, 4)}, "grad must be channels_last"),
+        ({"grad": torch.zeros(2, 32, 8, 4)[:, :, ::2]}, "grad must be contiguous or channels_last"),
         ({"grad": last(2, 32, 4, 4).double()}, "dtype of input"),
         ({"kernel": (3, 4)}, "3x3 with stride 1 and of 4x4"),
         ({"stride": 1}, "3x3 with stride 1 and of 4x4"),
@@ -344,7 +385,7 @@ def test_the_weight_gradient_says_what_is_wrong(change, message):
 def test_the_transposed_convolution_says_which_input_belongs_to_an_output():
     with pytest.raises(RuntimeError, match="belongs to an input of 4x3"):
         torch.ops.fastgen.winograd_conv_transpose2d(
-            last(2, 16, 4, 4), torch.zeros(16, 16, 4, 4), None, 1.0, 2, 1, 1, 8, 6
+            last(2, 16, 4, 4), torch.zeros(16, 16, 4, 4), None, 1.0, 2, 1, 1, 8, 6, True
         )
 
 
@@ -363,13 +404,15 @@ def everything():
         ):
             stride = kernel - 2
             x = torch.randn(n, c, size, size).to(dtype)
-            x = x.contiguous(memory_format=torch.channels_last)
+            last = n % 2 == 0
+            if last:
+                x = x.contiguous(memory_format=torch.channels_last)
             w = (torch.randn(f, c, kernel, kernel) / kernel).to(dtype)
-            y = o.winograd_conv2d(x, w, None, None, 0.2, stride, 1, 1)
+            y = o.winograd_conv2d(x, w, None, None, 0.2, stride, 1, 1, last)
             g = torch.randn(y.shape).to(dtype).contiguous(memory_format=torch.channels_last) / 8
             results += [
-                y, o.winograd_conv2d(x, w, None, g, 0.2, stride, 1, 1),
-                o.winograd_conv_transpose2d(g, w, None, 0.2, stride, 1, 1, size, size),
+                y, o.winograd_conv2d(x, w, None, g, 0.2, stride, 1, 1, last),
+                o.winograd_conv_transpose2d(g, w, None, 0.2, stride, 1, 1, size, size, last),
                 o.winograd_conv2d_weight_gradient(x, g, kernel, kernel, stride, 1, 1, False),
             ]
     return results
@@ -438,7 +481,14 @@ def test_the_rule_takes_it_where_it_was_measured_to_be_faster(monkeypatch):
         assert chosen(CONV, "forward", few[0], w, None, 0.2, down) == onednn  # 4 tiles
         assert chosen(CONV, "forward", few[1], w, None, 0.2, down) == onednn  # none is full
         assert chosen(CONV, "forward", *narrow, None, 0.2, down) == onednn
-        assert chosen(CONV, "forward", x.contiguous(), w.contiguous(), None, 0.2, down) == onednn
+        contiguous = [t.contiguous() if torch.is_tensor(t) else t for t in calls[0]]
+        assert chosen(*contiguous) == ours
+        w3, square = torch.zeros(32, 32, 3, 3, dtype=dtype), geometry_of(1, 1)
+        for size, name in (((2, 6), onednn), ((2, 8), ours), ((4, 4), ours)):
+            t = torch.zeros(8, 32, *size, dtype=dtype)
+            assert chosen(CONV, "forward", t, w3, None, 0.2, square) == name
+            t = t.contiguous(memory_format=LAST)
+            assert chosen(CONV, "forward", t, w3, None, 0.2, square) == ours
         assert chosen(UP, "forward", g, w, None, "tanh", up) != ours
         dilated = down._replace(dilation=(2, 2))
         assert chosen(CONV, "forward", x, w, None, 0.2, dilated) == onednn
