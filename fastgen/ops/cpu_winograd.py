@@ -205,31 +205,36 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 
 # --- where they win: measured on one core of an AMD EPYC (AVX-512 with bfloat16) ---
 #
-# PyTorch's time over theirs in channels_last, smallest to largest over 32 to 512 channels on either
-# side, maps of 2x2 to 32x32 and batches of 1 to 64, as far as the rule below takes them; the mean
-# in brackets:
+# PyTorch's time over theirs, at equal layout, smallest to largest over 80 random calls each as the
+# rule below takes them, of 16 to 256 channels on either side, maps of 2x2 to 28x28 and 1 to 64
+# pictures; the mean in brackets. In channels_last and, below, in contiguous memory, where ours puts
+# maps in channels_last and back:
 #
 #     kernel  dtype      forward              input gradient       weight gradient
-#     4x4     float32    1.28 to 2.29 (1.70)  1.30 to 3.29 (1.86)  1.44 to 3.01 (1.86)
-#     4x4     bfloat16   1.35 to 3.19 (1.98)  1.14 to 4.21 (1.88)  1.47 to 4.28 (2.10)
-#     3x3     float32    1.41 to 3.05 (1.77)  1.33 to 3.17 (1.80)  1.32 to 3.82 (2.06)
-#     3x3     bfloat16   1.15 to 3.45 (1.74)  1.25 to 3.69 (1.82)  1.66 to 4.84 (2.43)
+#     3x3     float32    1.13 to 2.81 (1.77)  1.11 to 2.44 (1.59)  1.27 to 3.15 (1.87)
+#     3x3     bfloat16   1.18 to 2.97 (1.74)  1.27 to 2.61 (1.70)  1.28 to 3.31 (2.24)
+#     4x4     float32    0.98 to 2.49 (1.64)  1.20 to 3.09 (1.82)  1.01 to 2.80 (1.87)
+#     4x4     bfloat16   1.26 to 3.45 (1.91)  1.29 to 4.29 (1.96)  0.88 to 3.38 (2.07)
 #
-# The same in contiguous memory, on both sides; ours puts maps in channels_last and back:
-#
-#     4x4     float32    1.07 to 2.38 (1.61)  1.02 to 6.29 (1.88)  1.07 to 3.35 (1.65)
-#     4x4     bfloat16   1.14 to 2.35 (1.63)  1.51 to 3.44 (2.25)  1.24 to 3.29 (1.96)
-#     3x3     float32    1.15 to 2.68 (1.66)  1.07 to 3.76 (1.68)  1.19 to 2.56 (1.86)
-#     3x3     bfloat16   1.11 to 2.70 (1.65)  0.98 to 2.75 (1.62)  1.47 to 3.22 (1.99)
+#     3x3     float32    1.12 to 2.52 (1.64)  1.09 to 2.85 (1.64)  1.20 to 2.71 (1.83)
+#     3x3     bfloat16   1.10 to 3.23 (1.83)  1.16 to 4.02 (1.73)  1.23 to 3.25 (2.05)
+#     4x4     float32    1.22 to 3.17 (1.73)  1.27 to 3.75 (1.96)  1.11 to 3.24 (1.68)
+#     4x4     bfloat16   1.15 to 3.24 (1.70)  1.55 to 3.35 (2.15)  1.26 to 3.36 (2.00)
 #
 # A tile that is not full costs as much: maps of 3x3 and 1x1 in tiles of two took up to three times
 # PyTorch's time. Below 8 tiles the transform of a wide weight is the larger part; with 16 channels
 # in bfloat16 that of large maps. Contiguous pictures of 2x2 pixels took up to 1.7 times its time.
 
-LEAST_CHANNELS = 32
 LEAST_TILES = 8  # of two by two
-FULL = 0.77  # of the tiles, at least
-LEAST_PIXELS = 16  # of the convolution's input in contiguous memory, which are put in order first
+FULL = 0.76  # of the tiles, at least
+# Calls so small that PyTorch takes longer over them than their products do.
+SMALL_PAIRS, SMALL_PRODUCTS = 8192, 1 << 22  # of channels, and of all pixels by the definition
+LEAST_SMALL_TILES, FULL_SMALL = 2, 0.5
+# In contiguous memory, which is put in order first: pixels of the convolution's input.
+LEAST_PIXELS = 16
+# Of layers with few channels on a side: up to how many pixels of all maps, and numbers of the other
+# side in those, transforms and orders of memory take less than the products that are saved.
+FEW_CHANNELS, FEW_PIXELS, FEW_NUMBERS = 16, 2048, 1 << 18
 
 
 def points(size: int, kernel: int, *, mixed: bool) -> int:
@@ -257,8 +262,7 @@ def input_gradient_wins(
 
 def weight_gradient_wins(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     return _wins(
-        input, weight, geometry, operand_is_map=geometry.transposed,
-        mixed_pixels=MIXED_PIXELS_OF_WEIGHT_GRADIENT,
+        input, weight, geometry, operand_is_map=geometry.transposed, weight_gradient=True
     )  # fmt: skip
 
 
@@ -268,7 +272,7 @@ def _wins(
     geometry: Geometry,
     *,
     operand_is_map: bool,
-    mixed_pixels: int | None = None,
+    weight_gradient: bool = False,
 ) -> bool:
     height, width = (
         operand.shape[2 + axis]
@@ -278,21 +282,35 @@ def _wins(
         + 1
         for axis in (0, 1)
     )
-    if mixed_pixels is None:
-        pairs = 0 if operand_is_map else weight.shape[0] * weight.shape[1]
-        mixed_pixels = max(MIXED_PIXELS, pairs // MIXED_SHARE)
     kernel, stride = weight.shape[2], geometry.stride[0]
-    pixels = len(operand) * height * width
+    images, pairs = len(operand), weight.shape[0] * weight.shape[1]
+    pixels = images * height * width
+    if weight_gradient:
+        mixed_pixels = MIXED_PIXELS_OF_WEIGHT_GRADIENT
+    else:
+        mixed_pixels = max(MIXED_PIXELS, 0 if operand_is_map else pairs // MIXED_SHARE)
     mixed = stride == 2 and pixels >= mixed_pixels
     multiplied = points(height, kernel, mixed=mixed) * points(width, kernel, mixed=mixed)
-    in_order = height * width * stride * stride >= LEAST_PIXELS or is_channels_last(operand, weight)
     in_full_tiles = height * width * (kernel // stride + 1) ** 2 / 4
+    small = pairs <= SMALL_PAIRS and pixels * pairs * kernel**2 <= SMALL_PRODUCTS
+    least_tiles, full = (LEAST_SMALL_TILES, FULL_SMALL) if small else (LEAST_TILES, FULL)
     return (
         operand.dtype in (torch.float32, torch.bfloat16)
-        and min(weight.shape[:2]) >= LEAST_CHANNELS
-        and len(operand) * -(-height // 2) * -(-width // 2) >= LEAST_TILES
-        and in_full_tiles >= FULL * multiplied
-        and in_order
+        and images * -(-height // 2) * -(-width // 2) >= least_tiles
+        and in_full_tiles >= full * multiplied
+        and (is_channels_last(operand, weight) or height * width * stride * stride >= LEAST_PIXELS)
+        and _pays_with_few_channels(operand, weight, pixels, weight_gradient)
         and compiled.cpu_version() != "portable"
         and variables.read("FASTGEN_WINOGRAD") != "off"
     )
+
+
+def _pays_with_few_channels(
+    operand: Tensor, weight: Tensor, pixels: int, weight_gradient: bool
+) -> bool:
+    if min(weight.shape[:2]) > FEW_CHANNELS:
+        return True
+    large = pixels * max(weight.shape[:2]) >= FEW_NUMBERS
+    if operand.dtype == torch.bfloat16:
+        return weight.shape[2] == 4 or weight_gradient or not (large or pixels > FEW_PIXELS)
+    return is_channels_last(operand, weight) or not large

@@ -270,7 +270,7 @@ def test_the_rule_takes_a_pass_of_its_own_behind_transposed_convolutions_that_st
         (3, 2, torch.float32, own),
         (3, 2, torch.bfloat16, own),
         (3, 2, torch.float64, plain),
-        (3, 1, torch.float32, own),
+        (5, 1, torch.float32, own),
         (5, 4, torch.float16, plain),
     ):
         w = torch.zeros(16, 32 // groups, kernel, kernel)

@@ -476,11 +476,6 @@ def test_the_rule_takes_it_where_it_was_measured_to_be_faster(monkeypatch):
         with pytest.raises(ValueError, match="FASTGEN_WINOGRAD must be one of 'on', 'off'"):
             chosen(*calls[0])
         monkeypatch.delenv("FASTGEN_WINOGRAD")
-        few = last(1, 32, 8, 8, dtype=dtype), last(1, 32, 6, 6, dtype=dtype)
-        narrow = last(2, 16, 16, 16, dtype=dtype), last(64, 16, 4, 4, dtype=dtype)
-        assert chosen(CONV, "forward", few[0], w, None, 0.2, down) == onednn  # 4 tiles
-        assert chosen(CONV, "forward", few[1], w, None, 0.2, down) == onednn  # none is full
-        assert chosen(CONV, "forward", *narrow, None, 0.2, down) == onednn
         contiguous = [t.contiguous() if torch.is_tensor(t) else t for t in calls[0]]
         assert chosen(*contiguous) == ours
         w3, square = torch.zeros(32, 32, 3, 3, dtype=dtype), geometry_of(1, 1)
@@ -495,29 +490,54 @@ def test_the_rule_takes_it_where_it_was_measured_to_be_faster(monkeypatch):
 
 
 # How many images of such maps a pass takes at least: for 8 tiles, or for tiles of three, without
-# which those of 5x5 are not full. (pass, kernel, map, channels and filters, images)
+# which those of 5x5 are not full; for 2 in small calls. (pass, kernel, map, channels and filters,
+# images)
 LEAST_IMAGES = [
-    *((pass_, kernel, size, (32, 32), images)
+    *((pass_, kernel, size, (96, 96), images)
       for pass_ in ("forward", "input_gradient", "weight_gradient")
       for kernel in (3, 4)
-      for size, images in (((4, 4), 2), ((2, 6), 3), ((6, 2), 3), ((9, 7), 1), ((7, 7), None))),
-    ("forward", 4, (5, 5), (32, 32), 11), ("forward", 4, (5, 5), (128, 512), 21),
+      for size, images in (((4, 4), 2), ((2, 6), 3), ((6, 2), 3), ((9, 7), 1), ((7, 7), 1))),
+    ("forward", 4, (5, 5), (96, 96), 11), ("forward", 4, (5, 5), (128, 512), 21),
     ("input_gradient", 4, (5, 5), (128, 512), 11), ("weight_gradient", 4, (5, 5), (128, 512), 41),
-    ("forward", 3, (5, 5), (32, 32), None),
+    ("forward", 3, (5, 5), (96, 96), None), ("weight_gradient", 3, (9, 3), (96, 96), None),
+    *((pass_, kernel, size, (64, 128), images)
+      for pass_ in ("forward", "input_gradient", "weight_gradient")
+      for kernel in (3, 4)
+      for size, images in (((4, 4), 1), ((2, 2), 2), ((3, 3), 1), ((1, 4), 1), ((1, 3), None))),
+    ("forward", 3, (4, 4), (80, 112), 2),  # too many pairs of channels to be small
 ]  # fmt: skip
+
+# And at most: where a small call ends, whose tiles need not be full, or a large one with few
+# channels. (pass, kernel, map, channels and filters, dtype, layout, images)
+SINGLE, HALF = DTYPES
+MOST_IMAGES = [
+    ("forward", 3, (3, 3), (32, 32), SINGLE, LAST, 50),
+    ("weight_gradient", 3, (5, 5), (32, 32), HALF, LAST, 18),
+    ("forward", 3, (8, 8), (16, 64), HALF, LAST, 32),
+    ("input_gradient", 3, (8, 8), (16, 64), HALF, LAYOUTS[0], 32),
+    ("input_gradient", 3, (8, 8), (256, 16), HALF, LAST, 15),
+    ("weight_gradient", 3, (8, 8), (16, 64), HALF, LAST, None),
+    ("forward", 4, (8, 8), (16, 64), HALF, LAYOUTS[0], None),
+    ("forward", 3, (8, 8), (32, 64), HALF, LAST, None),
+    ("forward", 3, (8, 8), (16, 64), SINGLE, LAST, None),
+    ("forward", 3, (8, 8), (16, 64), SINGLE, LAYOUTS[0], 63),
+    ("weight_gradient", 4, (8, 8), (128, 16), SINGLE, LAYOUTS[0], 31),
+]
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["conv2d", "conv_transpose2d"])
 def test_the_rule_counts_tiles_and_how_full_they_are(monkeypatch, transposed):
     monkeypatch.setattr(compiled, "cpu_version", lambda: "avx512")
 
-    def takes(pass_, kernel, size, channels, images, dtype=torch.float32):
+    def takes(pass_, kernel, size, channels, images, dtype=torch.float32, layout=LAST):
         stride, padding = kernel - 2, (1, 0)
         wide = [(m - 1) * stride + kernel - 2 * p for m, p in zip(size, padding, strict=True)]
         geometry = geometry_of(stride, 1, transposed=transposed)._replace(padding=padding)
-        w = last(*reversed(channels), kernel, kernel, dtype=dtype)
-        shapes = zip(channels, (wide, size), strict=True)
-        x, y = (last(images, number, *extent, dtype=dtype) for number, extent in shapes)
+        shapes = [(images, n, *extent) for n, extent in zip(channels, (wide, size), strict=True)]
+        x, y, w = (
+            torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
+            for shape in (*shapes, (*reversed(channels), kernel, kernel))
+        )
         x, y = (y, x) if transposed else (x, y)
         arguments = {
             "forward": (x, w, None, 0.2, geometry),
@@ -537,6 +557,10 @@ def test_the_rule_counts_tiles_and_how_full_they_are(monkeypatch, transposed):
         assert takes(*call, images), call
         assert not takes(*call, images, torch.float64), call
         assert images == 1 or not takes(*call, images - 1), call
+    for pass_, *call, dtype, layout, images in MOST_IMAGES:
+        call = (other.get(pass_, pass_) if transposed else pass_, *call)
+        assert takes(*call, images or 200, dtype, layout), (call, dtype, layout)
+        assert not images or not takes(*call, images + 1, dtype, layout), (call, dtype, layout)
     monkeypatch.setattr(compiled, "cpu_version", lambda: "portable")
     assert not takes("forward", 4, (4, 4), (32, 32), 2)
 
