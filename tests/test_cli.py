@@ -549,6 +549,7 @@ def test_info_says_which_variables_are_wrong_and_training_stops_at_once() -> Non
         "FASTGEN_CACHE": "/tmp",
         "FASTGEN_CPU": "foo",
         "FASTGEN_DATA_MEMORY": "4G",
+        "FASTGEN_TORCH": "/tmp",
         "FASTGEN_WINOGRAD": "foo",
         "FASTGEN_WINOGRD": "off",
     }
@@ -566,7 +567,8 @@ def test_info_says_which_variables_are_wrong_and_training_stops_at_once() -> Non
     for name in ("FASTGEN_BACKEND", "FASTGEN_CPU", "FASTGEN_DATA_MEMORY", "FASTGEN_WINOGRAD"):
         assert re.match(rf"wrong: .*{name} must be .*\(got '{given[name]}'\)", facts[name])
     assert facts["FASTGEN_CACHE"] == "/tmp"
-    assert facts["FASTGEN_BUILD"] == "cpu (read when fastgen is installed)"
+    for name in ("FASTGEN_BUILD", "FASTGEN_TORCH"):
+        assert facts[name] == f"{given[name]} (read when fastgen is installed)"
     assert facts["FASTGEN_WINOGRD"] == "off (no variable that fastgen reads)"
 
     del environment["FASTGEN_BACKEND"], environment["FASTGEN_CPU"]

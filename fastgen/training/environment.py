@@ -40,7 +40,13 @@ VARIABLES: dict[str, Callable[[], object]] = {
 }
 """What reads each variable, and raises ValueError where it is wrong."""
 
-OF_THE_BUILD = ("FASTGEN_BUILD", "FASTGEN_BUILD_DIR", "FASTGEN_CUDA_ARCHS", "FASTGEN_CUTLASS")
+OF_THE_BUILD = (
+    "FASTGEN_BUILD",
+    "FASTGEN_BUILD_DIR",
+    "FASTGEN_CUDA_ARCHS",
+    "FASTGEN_CUTLASS",
+    "FASTGEN_TORCH",
+)
 
 Facts = dict[str, dict[str, str]]
 
