@@ -13,6 +13,8 @@ from fastgen.ops import conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu
 from .conversion import check_computes_as, share, slope_of, with_activation
 from .sloped import Sloped
 
+TRANSPOSED_TAKES = "nn.LeakyReLU, nn.ReLU, nn.Tanh or None"
+
 
 class ConvLeakyReLU2d(Sloped, nn.Conv2d):
     r"""leaky_relu(conv2d(x)): :class:`torch.nn.Conv2d` with the activation inside.
@@ -175,7 +177,7 @@ class ConvTransposeLeakyReLU2d(Sloped, nn.ConvTranspose2d):
             conv.bias is not None,
             conv.dilation,
             device="meta",
-            negative_slope=1.0 if tanh else slope_of(activation),
+            negative_slope=1.0 if tanh else slope_of(activation, TRANSPOSED_TAKES),
             tanh=tanh,
         )
         share(conv, layer)

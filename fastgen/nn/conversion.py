@@ -7,11 +7,11 @@ from __future__ import annotations
 from torch import nn
 
 
-def slope_of(activation: nn.Module | None) -> float:
+def slope_of(activation: nn.Module | None, allowed: str = "nn.LeakyReLU, nn.ReLU or None") -> float:
     """The negative slope that stands for an activation: None is 1, ReLU is 0, LeakyReLU its own.
 
     Raises:
-        TypeError: another activation.
+        TypeError: another activation; the message says which are `allowed`.
     """
     if activation is None:
         return 1.0
@@ -19,9 +19,7 @@ def slope_of(activation: nn.Module | None) -> float:
         return 0.0
     if type(activation) is nn.LeakyReLU:
         return float(activation.negative_slope)
-    raise TypeError(
-        f"activation must be nn.LeakyReLU, nn.ReLU or None (got {type(activation).__name__})"
-    )
+    raise TypeError(f"activation must be {allowed} (got {type(activation).__name__})")
 
 
 def activation_of(negative_slope: float) -> nn.Module | None:

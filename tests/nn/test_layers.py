@@ -125,6 +125,10 @@ def test_an_activation_without_a_slope_is_refused():
         TypeError, match=r"activation must be nn.LeakyReLU, nn.ReLU or None \(got Tanh\)"
     ):
         ConvLeakyReLU2d.from_torch(CONVOLUTIONS[0], nn.Tanh())
+    with pytest.raises(
+        TypeError, match=r"must be nn.LeakyReLU, nn.ReLU, nn.Tanh or None \(got Sigmoid\)"
+    ):
+        ConvTransposeLeakyReLU2d.from_torch(nn.ConvTranspose2d(3, 4, 3), nn.Sigmoid())
 
 
 class Standardized(nn.Conv2d):
