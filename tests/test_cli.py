@@ -592,6 +592,7 @@ def test_help_teaches_with_examples() -> None:
     assert "On images that the training has not seen: classifier:" in text[:seen]
     assert "needs labels: put the pictures into one sub-folder per class" in text[seen:]
     assert all(command in fastgen("--help").stdout for command in ("train", "sample", "info"))
+    assert all("cuda:1" in fastgen(command, "--help").stdout for command in ("train", "bench"))
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ OUTPUT_DEFAULTS = {
     "checkpoint_every": 250,
 }
 
+DEVICES = "auto: a CUDA GPU if there is one; cuda:1: one by its number."
 SMALLER = "a smaller --batch-size, --width or --image-size takes less"
 
 
@@ -221,7 +222,7 @@ def train(
         _of_training(
             "--device",
             metavar="auto|cpu|cuda",
-            help=f"auto: a CUDA GPU if there is one. {_default(OUTPUT_DEFAULTS['device'])}",
+            help=f"{DEVICES} {_default(OUTPUT_DEFAULTS['device'])}",
         ),
     ] = "auto",
     capture: Annotated[
@@ -256,7 +257,7 @@ def train(
         _of_run(
             "--dry-run",
             help="Check the options, print the configuration, the layers with their shapes and the "
-            "parameter counts, then exit. Nothing is written.",
+            "parameter counts, then exit. No run is made.",
         ),
     ] = False,
 ) -> None:
@@ -505,9 +506,7 @@ def bench(
     threads: Annotated[
         int, typer.Option(min=1, help="Threads of the CPU; the clock is their process time.")
     ] = 1,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="auto: a CUDA GPU if there is one.")
-    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help=DEVICES)] = "auto",
     tune: Annotated[
         bool,
         typer.Option(
@@ -563,8 +562,9 @@ def bench(
 
         from fastgen.training.routes import tune as measure
 
-        if not torch.cuda.is_available():
-            typer.echo("no GPU is visible: on a CPU the written rule decides, nothing to measure")
+        if device == "cpu" or not torch.cuda.is_available():
+            why = "" if device == "cpu" else "no GPU is visible: "
+            typer.echo(f"{why}on a CPU the written rule decides, nothing to measure")
             return
         for name in model or list(RECIPES):
             added = measure(
@@ -573,6 +573,7 @@ def bench(
                 batch_size=batch_size,
                 width=width,
                 precision=precision,
+                device="cuda" if device == "auto" else device,
             )
             typer.echo(f"{name}: {added} calls measured")
 

@@ -67,3 +67,16 @@ def test_tuning_without_a_gpu_says_that_there_is_nothing_to_measure():
     result = CliRunner().invoke(cli.app, ["bench", "--tune"])
     assert result.exit_code == 0
     assert "no GPU is visible" in result.output
+
+
+@pytest.mark.parametrize(("device", "where"), [("auto", "cuda"), ("cuda:1", "cuda:1")])
+def test_tuning_goes_to_the_device_that_is_named(monkeypatch, device, where):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(routes, "tune", lambda model, **options: asked.append(options["device"]))
+    tune = ["bench", "--tune", "--model", "vae", "--device"]
+    assert CliRunner().invoke(cli.app, [*tune, device]).exit_code == 0
+    assert asked == [where]
+    result = CliRunner().invoke(cli.app, [*tune, "cpu"])
+    assert "on a CPU the written rule decides" in result.output
+    assert len(asked) == 1
