@@ -14,6 +14,7 @@ from fastgen.ops.route_table import Route, table_of
 from fastgen.ops.routing import CANDIDATES, PASSES
 
 from .config import build_model, resolve
+from .devices import resolve_device
 from .trainer import Trainer
 
 
@@ -106,7 +107,7 @@ def tune(
     given = {"width": width, "batch_size": batch_size, "precision": precision}
     settings = {**resolve(model, given), "image_shape": list(image_shape), "classes": 10}
     network = build_model(settings)
-    place = torch.device(device)
+    place = resolve_device(device)  # with its number, as the tensors of the step have it
     before = len(table_of(place).routes)
     pictures = np.random.default_rng(0).integers(0, 256, (batch_size, *image_shape), np.uint8)
     labels = np.arange(batch_size) % settings["classes"]
@@ -114,7 +115,7 @@ def tune(
         network,
         ImageDataset(pictures, labels=labels),
         batch_size=batch_size,
-        device=device,
+        device=place,
         precision=precision,
         lr=settings["lr"],
         betas=tuple(settings["betas"]),

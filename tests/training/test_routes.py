@@ -48,6 +48,15 @@ def test_tuning_measures_each_pass_of_each_layer_once(measured, model):
     assert routes.tune(model, **options) == 0
 
 
+def test_what_is_measured_is_counted_where_a_device_is_named_without_its_number(
+    measured, monkeypatch
+):
+    """On a GPU "cuda" is another name of "cuda:0", and a name has its table."""
+    monkeypatch.setattr(routes, "resolve_device", lambda device: torch.device("cpu"))
+    added = routes.tune("vae", image_shape=(3, 16, 16), batch_size=4, width=8, device="cuda")
+    assert added == len(measured.routes) > 10
+
+
 def test_a_row_tells_choice_time_and_margin():
     route = Route("epilogue", {"epilogue": 2e-6, "plain PyTorch": 3e-6})
     assert routes.row("a call", route) == ("epilogue", "2.0 us", "1.50x", "a call")
