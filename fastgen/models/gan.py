@@ -45,8 +45,8 @@ class GAN(AdversarialModel):
     Args:
         generator: any module from z (n, \*latent_shape) to images.
         discriminator: any module from images (n, ...) to logits (n,), (n, 1) or (n, 1, 1, 1). With
-            r1 or r2 an image's logit must depend on that image only (no batch normalization). One
-            of the library's own, :class:`Discriminator`, sees both batches as one.
+            r1 or r2 an image's logit must depend on that image only (no batch normalization).
+            Without them one of the library's own, :class:`Discriminator`, sees both batches as one.
         latent_dim: length of z, or its shape.
         loss: a row of the table.
         r1, r2: gamma of the penalties; 0 is none.

@@ -81,8 +81,8 @@ class Trainer:
             :class:`~fastgen.training.averaging.WeightAverage`; 0 or None for none.
         run: a folder for log, pictures, checkpoints and a report, see
             :mod:`fastgen.training.run_folder`. If it holds a run already, `fit` continues that.
-        settings: what ``config.json`` records and compares; by default the arguments above, an
-            `ImageDataset` by its fingerprint.
+        settings: what ``config.json`` records and compares; by default the arguments above but for
+            `device` and `capture`, an `ImageDataset` by its fingerprint.
         held_out: images to show beside their reconstructions; by default those trained on.
         log_every, sample_every, checkpoint_every: in steps; the last step has them all.
         keep: how many checkpoints stay, the newest ones.
