@@ -7,8 +7,10 @@
     CheckpointError   a checkpoint could not be written, or none can be read
     CaptureError      a step that had to run in a CUDA graph cannot
     ProcessesError    several processes cannot train together
+    FolderInUse       another process is training in the run folder
     OtherProcessFailed  another process of a training failed, and says why
     evaluate          a trained model's numbers: errors, likelihoods, distances from real images
+    EvaluationError   there is no way to measure this model on this data
     load_run          the model of a run folder, with its averaged weights
 
 Names are imported when they are used, so that reading the options of the command line costs no
@@ -22,19 +24,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointError
-    from .evaluation import evaluate
+    from .evaluation import EvaluationError, evaluate
     from .finite import NonFiniteLoss
     from .graphs import CaptureError
     from .interrupt import Interrupted
     from .loading import load_run
     from .processes import OtherProcessFailed, ProcessesError
-    from .run_folder import ConfigMismatch
+    from .run_folder import ConfigMismatch, FolderInUse
     from .trainer import Trainer
 
 __all__ = [
     "CaptureError",
     "CheckpointError",
     "ConfigMismatch",
+    "EvaluationError",
+    "FolderInUse",
     "Interrupted",
     "NonFiniteLoss",
     "OtherProcessFailed",
@@ -48,6 +52,8 @@ _MODULES = {
     "CaptureError": "graphs",
     "CheckpointError": "checkpoint",
     "ConfigMismatch": "run_folder",
+    "EvaluationError": "evaluation",
+    "FolderInUse": "run_folder",
     "Interrupted": "interrupt",
     "NonFiniteLoss": "finite",
     "OtherProcessFailed": "processes",

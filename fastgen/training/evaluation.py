@@ -48,7 +48,10 @@ class FeatureRecipe(NamedTuple):
 
 
 class EvaluationError(ValueError):
-    """There is no way to measure this model on this data; the message says what is missing."""
+    """There is no way to measure this model on this data.
+
+    The message says what is missing.
+    """
 
 
 def evaluate(

@@ -49,7 +49,10 @@ class Difference(NamedTuple):
 
 
 class FolderInUse(RuntimeError):
-    """Another process is training in this run folder."""
+    """Another process is training in this run folder.
+
+    Nothing was written to it: the settings and checkpoints there are the other's.
+    """
 
 
 class ConfigMismatch(ValueError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
 import json
 import math
+import re
 import time
 import weakref
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from toys import Batch, Constant, Noise, Regression, Transposed, TwoNumbers, models, sgd
 
+from fastgen import training
 from fastgen.data import AffineJitter, Batches, ImageDataset, Splits
 from fastgen.models import GAN, WGAN, Losses, Model, Phase
 from fastgen.training import ConfigMismatch, Trainer
@@ -628,3 +631,11 @@ def test_a_loss_that_returns_something_else_is_refused_by_the_name_of_its_phase(
 def test_simultaneous_updates_of_phases_that_repeat_are_refused(digits: Splits) -> None:
     with pytest.raises(ValueError, match="critic 2, generator 1"):
         Trainer(models(digits)["wgan"](), digits.train, updates="simultaneous")
+
+
+def test_the_errors_that_public_functions_raise_are_public() -> None:
+    for raises in (Trainer.fit, Trainer.save, Trainer.load, training.evaluate):
+        named = re.findall(r"^ +([A-Z]\w+):", (raises.__doc__ or "").partition("Raises:")[2], re.M)
+        assert named
+        for name in named:
+            assert hasattr(training, name) or hasattr(builtins, name), name
