@@ -1,8 +1,8 @@
 """Which backends exist, why one is missing, and which one runs.
 
-A backend is an entry in `BACKENDS`; what it can compute are entries in `KERNELS`, one per
-operation. Adding a backend means adding both, nothing else: the autograd Functions take the kernels
-they are given.
+A backend is an entry in `BACKENDS`; what it can compute are its candidates, of which `routing`
+makes entries in `KERNELS`, one per operation. Adding a backend means adding an entry and
+candidates, nothing else: the autograd Functions take the kernels they are given.
 """
 
 from __future__ import annotations
