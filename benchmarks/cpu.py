@@ -109,13 +109,14 @@ ROWS = {
             Demand(OURS, EAGER, 1.4), Demand(OURS_BF16, EAGER_BF16, 1.4),
             Demand(OURS_BF16, EAGER_NCHW, 3.0),
             Demand(OURS, COMPILED, 1.4), Demand(OURS_BF16, COMPILED_BF16, 1.4),
+            Demand(OURS_NCHW, EAGER_NCHW, 1.3),
         ),
     ),
     "critic": Row(
         lambda: step_subject("critic", CPU_STEPS["critic"]),
         (
             Demand(OURS, EAGER, 2.0), Demand(OURS_BF16, EAGER_BF16, 2.0),
-            Demand(OURS_BF16, EAGER_NCHW, 4.0),
+            Demand(OURS_BF16, EAGER_NCHW, 4.0), Demand(OURS_NCHW, EAGER_NCHW, 1.3),
         ),
     ),
     "sampling": Row(sampling_subject, (Demand(OURS, ONNX, 1.5), Demand(OURS_BF16, ONNX, 2.5))),

@@ -22,7 +22,7 @@ namespace {
 Tensor winograd_conv2d(Tensor input, Tensor weight, std::optional<Tensor> bias,
                        std::optional<Tensor> output, double negative_slope, std::int64_t stride,
                        std::int64_t padding_h, std::int64_t padding_w, bool channels_last) {
-  const Tensor pixels = check_winograd(input, weight, bias, negative_slope, 1);
+  const Tensor pixels = checked_input(input, weight, bias, negative_slope, 1);
   cpu::WinogradCall call{};
   call.shape = winograd_shape(input, weight.size(0), weight.size(1), weight.size(2),
                               weight.size(3), stride, padding_h, padding_w);

@@ -19,7 +19,7 @@ Tensor winograd_conv_transpose2d(Tensor input, Tensor weight, std::optional<Tens
                                  std::int64_t padding_h, std::int64_t padding_w,
                                  std::int64_t output_h, std::int64_t output_w,
                                  bool channels_last) {
-  const Tensor map = check_winograd(input, weight, bias, negative_slope, 0);
+  const Tensor map = checked_input(input, weight, bias, negative_slope, 0);
   cpu::WinogradCall call{};
   call.shape = winograd_shape(input, weight.size(0), weight.size(1), weight.size(2),
                               weight.size(3), stride, padding_h, padding_w);

@@ -33,15 +33,6 @@ inline void check_bias(const std::optional<Tensor>& bias, std::int64_t channels,
   if (bias.has_value()) check_per_channel(*bias, "bias", channels, input, "input");
 }
 
-// The layout is asked for, not read off the input: with one channel, an input has both.
-inline Tensor new_image(const Tensor& like, std::int64_t batch, std::int64_t channels,
-                        std::int64_t height, std::int64_t width, bool channels_last) {
-  using torch::headeronly::MemoryFormat;
-  return torch::stable::empty(
-      {batch, channels, height, width}, like.scalar_type(), std::nullopt, like.device(),
-      std::nullopt, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
 inline void copy_strides(const Tensor& tensor, std::int64_t (&strides)[4]) {
   for (int d = 0; d < 4; ++d) strides[d] = tensor.stride(d);
 }

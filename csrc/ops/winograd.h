@@ -15,9 +15,9 @@ inline Tensor in_channels_last(const Tensor& tensor, const char* name) {
   return in_layout(tensor, true);
 }
 
-// What a convolution and a transposed one check alike; `inner` is the weight's dimension of the
-// input's channels. Answers the input in channels_last.
-inline Tensor check_winograd(const Tensor& input, const Tensor& weight,
+// The input in channels_last, after what a convolution and a transposed one check alike; `inner` is
+// the weight's dimension of the input's channels.
+inline Tensor checked_input(const Tensor& input, const Tensor& weight,
                            const std::optional<Tensor>& bias, double negative_slope, int inner) {
   check_four_dimensions(input, "input");
   check_four_dimensions(weight, "weight");
