@@ -434,12 +434,16 @@ def test_the_number_of_threads_changes_no_bit():
     run_program(PROGRAM + SAME_FOR_ALL_THREADS)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("variable", [None, "on", "off"])
-def test_a_wide_convolution_compiles_without_a_graph_break(variable, monkeypatch):
+def test_a_wide_convolution_compiles_without_a_graph_break(variable, layout, monkeypatch):
     if variable is not None:
         monkeypatch.setenv("FASTGEN_WINOGRAD", variable)
     torch.compiler.reset()
-    x, w = (torch.randn_like(last(*shape)) for shape in ((4, 64, 16, 16), (64, 64, 4, 4)))
+    x, w = (
+        torch.randn(shape).contiguous(memory_format=layout)
+        for shape in ((4, 64, 16, 16), (64, 64, 4, 4))
+    )
     layer = torch.compile(fastgen.ops.conv2d_bias_leaky_relu, fullgraph=True, backend="aot_eager")
     for leaf in (x, w):
         leaf.requires_grad_()
@@ -448,6 +452,7 @@ def test_a_wide_convolution_compiles_without_a_graph_break(variable, monkeypatch
         for function in (layer, fastgen.ops.conv2d_bias_leaky_relu)
     )
     for ours, other in zip(found, expected, strict=True):
+        assert ours.stride() == other.stride()
         assert (ours - other).norm() <= 1e-5 * other.norm()
 
 
