@@ -1,5 +1,5 @@
-// Pictures on a CPU from one layout into the other, in blocks that stay in registers: PyTorch's copy
-// takes four to twelve times as long.
+// Pictures on a CPU from one layout into the other, in blocks that stay in registers: from 65536
+// numbers on PyTorch's copy takes two to sixteen times as long.
 #pragma once
 
 #include "cpu/reorder.h"
