@@ -24,11 +24,16 @@ std::int64_t lanes_of(const WinogradShape& shape, std::int64_t panel) {
 }
 
 template <typename W, typename T>
+void transform_panel(const WinogradCall& call, std::int64_t panel, Element<T>* to) {
+  transform_weight<W, T, true>(call, panel * kWinogradPanel, lanes_of(call.shape, panel),
+                               {0, W::kPhases}, call.shape.channels * kWinogradPanel, to);
+}
+
+template <typename W, typename T>
 void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
   auto* packed = static_cast<Element<T>*>(call.packed);
   for (std::int64_t panel = begin; panel < end; ++panel) {
-    transform_weight<W, T, true>(call, panel * kWinogradPanel, lanes_of(call.shape, panel), 0,
-                                 packed + panel * panel_size<W>(call.shape));
+    transform_panel<W, T>(call, panel, packed + panel * panel_size<W>(call.shape));
   }
 }
 
@@ -85,7 +90,7 @@ inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
   Finite<Wide<T>> finite;
   for (std::int64_t l = 0; l < block.lanes; l += kWidth) {
     Vector<Wide<T>> in[W::kPoints], out[kPixels];
-    every_point<typename Tile::Input, W::kSide>([&](int p) __attribute__((always_inline)) {
+    every_point<typename Tile::Map, W::kSide>([&](int p) __attribute__((always_inline)) {
       in[p] = load(block.sums + p * block.plane + l);
     });
     transform<S, W::kSide, kColumns>(in, out);
@@ -153,7 +158,6 @@ void run_block(const WinogradCall& call, const Memory<T>& memory, const winograd
   using F = Format<T>;
   const WinogradShape& shape = call.shape;
   const WinogradPlan& plan = call.plan;
-  const std::int64_t depth = W::kPhases * shape.channels;
   const Corner corner = corner_of(tiles, first);
   transform_rows<W, T>(tiles, corner, count, shape.channels,
                        Inputs<W, T, Tile>{call, 0, memory.zeros}, memory.tiles, memory.plane,
@@ -165,12 +169,15 @@ void run_block(const WinogradCall& call, const Memory<T>& memory, const winograd
     if (call.packed != nullptr) {
       weight = static_cast<const Element<T>*>(call.packed) + panel * panel_size<W>(shape);
     } else {
-      transform_weight<W, T, true>(call, panel * kWinogradPanel, lanes, 0, memory.panel);
+      transform_panel<W, T>(call, panel, memory.panel);
     }
-    every_point<typename Tile::Input, W::kSide>([&](int p) {
-      multiply({memory.tiles + p * memory.plane, count, memory.row, 1, 0, depth, F::kElements,
-                weight + p * memory.weight_plane, kWinogradPanel, lanes / kLanes<Wide<T>>,
-                memory.sums + p * memory.sums_plane, kWinogradPanel, false});
+    every_point<typename Tile::Map, W::kSide>([&](int p) {
+      const auto [phase, stop] = Tile::phases_at(p);
+      const std::int64_t first = phase * shape.channels, depth = (stop - phase) * shape.channels;
+      multiply({memory.tiles + p * memory.plane + first, count, memory.row, 1, 0, depth,
+                F::kElements, weight + p * memory.weight_plane + first * kWinogradPanel,
+                kWinogradPanel, lanes / kLanes<Wide<T>>, memory.sums + p * memory.sums_plane,
+                kWinogradPanel, false});
     });
     const Block<T> block{corner, panel * kWinogradPanel, lanes, memory.sums, memory.sums_plane};
     if (call.output == nullptr) {

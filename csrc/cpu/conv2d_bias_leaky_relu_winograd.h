@@ -8,8 +8,8 @@ namespace fastgen::cpu {
 //   output == nullptr:  result = leaky_relu(conv(input) + bias)
 //   output given:       result = (conv(input) + bias) * (output > 0 ? 1 : slope)
 //
-// A block is tiles of one size, a panel is filters. Sums are in float32, and in float64 for float64; where the
-// CPU multiplies bfloat16, transformed numbers are rounded to it.
+// A block is tiles of one size, a panel is filters. Sums are in float32, and in float64 for float64;
+// where the CPU multiplies bfloat16, transformed numbers are rounded to it.
 FASTGEN_KERNEL(WinogradPack, winograd_conv2d_pack)  // first, if packed_bytes > 0: of every panel
 FASTGEN_KERNEL(Winograd, winograd_conv2d)           // pieces begin ... end - 1
 
@@ -23,7 +23,7 @@ inline cpu::WinogradPlan winograd_conv2d_plan(const cpu::WinogradShape& shape,
   WinogradPlan plan{};
   plan.segments = 1;
   const std::int64_t depth = phases(shape) * shape.channels;
-  plan.tiles = tiles_together(shape, points(shape) * depth);
+  plan.tiles = tiles_together(shape, products(shape) * shape.channels);
   std::int64_t most = 0;
   for (int kind = 0; kind < kWinogradKinds; ++kind) {
     const std::int64_t all = tiles_of_kind(shape, kind).in(shape.batch);

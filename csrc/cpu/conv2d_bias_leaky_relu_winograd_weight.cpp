@@ -51,39 +51,49 @@ Place<Wide<T>> part_of(const WinogradCall& call, std::int64_t segment) {
           {filter, 1, kernel * channels, channels}};
 }
 
+// The taps of a phase from its sums at the points, `plane` apart.
+template <typename W, typename Sum>
+inline void finish_phase(int phase, const Sum* sums, std::int64_t plane, Vector<Sum>* taps,
+                         Finite<Sum>& finite) {
+  by_phase<W>(phase, [&](auto of_phase) __attribute__((always_inline)) {
+    using P = decltype(of_phase);
+    Vector<Sum> in[W::kPoints], out[P::kCount];
+    every_point<typename W::template Weight<P>, W::kSide>(
+        [&](int p) __attribute__((always_inline)) { in[p] = load(sums + p * plane); });
+    transform<typename W::template Gradient<P>, W::kSide, P::kRight>(in, out);
+    FASTGEN_UNROLLED
+    for (int i = 0; i < P::kCount; ++i) {
+      taps[W::first_of(phase) + W::template place_of<P>(i)] = out[i];
+      finite.see(out[i]);
+    }
+  });
+}
+
 // Sums of a panel at the points, kWinogradPanel a row, into the weight gradient. What is not finite
 // is computed as it is defined, over all tiles, or left for the sum of all segments to do.
 template <typename W, typename T, typename To>
 void finish(const WinogradCall& call, const Place<To>& place, std::int64_t first_channel,
             std::int64_t channels, std::int64_t panel, const Wide<T>* sums, std::int64_t plane) {
-  constexpr int kWidth = kLanes<Wide<T>>, kPoints = W::kPoints;
-  constexpr int kTaps = W::kTaps * W::kTaps, kPhases = W::kPhases;
+  constexpr int kWidth = kLanes<Wide<T>>;
   const std::int64_t first = panel * kWinogradPanel;
   const std::int64_t lanes = winograd::at_most(call.shape.filters - first, kWinogradPanel);
   for (std::int64_t l = 0; l < lanes; l += kWidth) {
     for (std::int64_t c = 0; c < channels; c += kWidth) {
-      Vector<Wide<T>> taps[kWidth * kPhases * kTaps];
+      Vector<Wide<T>> taps[kWidth * W::kTaps];
       for (int d = 0; d < kWidth; ++d) {
-        for (int phase = 0; phase < kPhases; ++phase) {
-          const Wide<T>* from = sums + (phase * call.plan.block_channels + c + d) * kWinogradPanel;
-          Vector<Wide<T>> in[kPoints], out[kTaps];
-          FASTGEN_UNROLLED
-          for (int p = 0; p < kPoints; ++p) in[p] = load(from + p * plane + l);
-          transform<typename W::Taps, W::kSide, W::kTaps>(in, out);
-          Vector<Wide<T>>* to = taps + (d * kPhases + phase) * kTaps;
-          Finite<Wide<T>> finite;
-          for (int tap = 0; tap < kTaps; ++tap) {
-            to[tap] = out[tap];
-            finite.see(out[tap]);
-          }
-          const bool exactly = call.plan.segments == 1 && !finite.all_were();
-          for (int tap = 0; tap < kTaps && exactly; ++tap) {
-            const int i = phase / W::kStride + tap / W::kTaps * W::kStride;
-            const int j = phase % W::kStride + tap % W::kTaps * W::kStride;
-            to[tap] = with_exact<Wide<T>>(out[tap], [&](int lane) {
-              return defined<W, T>(call, first + l + lane, first_channel + c + d, i, j);
-            });
-          }
+        Vector<Wide<T>>* step = taps + d * W::kTaps;
+        Finite<Wide<T>> finite;
+        for (int phase = 0; phase < W::kPhases; ++phase) {
+          const Wide<T>* from =
+              sums + (phase * channels + c + d) * kWinogradPanel + l;
+          finish_phase<W, Wide<T>>(phase, from, plane, step, finite);
+        }
+        const bool exactly = call.plan.segments == 1 && !finite.all_were();
+        for (int tap = 0; tap < W::kTaps && exactly; ++tap) {
+          step[tap] = with_exact<Wide<T>>(step[tap], [&](int lane) {
+            return defined<W, T>(call, first + l + lane, first_channel + c + d, tap / W::kKernel,
+                                 tap % W::kKernel);
+          });
         }
       }
       store_taps<W, To>(taps, place.strides,
@@ -104,38 +114,66 @@ struct Memory {
   std::int64_t input_plane, map_plane, sums_plane;
 };
 
+// Of each point and phase, whether its sums hold something.
+template <typename W>
+using Started = bool[W::kPoints][W::kPhases];
+
 // What of a weight gradient is computed together.
 struct Part {
   std::int64_t channel, channels, filter, filters, panels;
 };
 
-// Adds `count` tiles of one size, from `first` on. `started`: of each point, whether its sums hold
-// something.
+// Adds `count` tiles of one size, from `first` on.
 template <typename W, typename Tile, typename T>
 void add_step(const WinogradCall& call, const Memory<T>& memory, const Part& part,
               const winograd::Tiles& tiles, std::int64_t first, std::int64_t count,
-              bool* started) {
+              Started<W>& started) {
   constexpr int kElements = Format<T>::kElements;
   const Corner corner = corner_of(tiles, first);
   transform_steps<W, T>(tiles, corner, count, part.channels,
                         Inputs<W, T, Tile>{call, part.channel, memory.zeros}, memory.inputs,
-                        memory.input_plane, memory.numbers, call.plan.block_channels, 0);
+                        memory.input_plane, memory.numbers, part.channels, 0);
   transform_steps<W, T>(tiles, corner, count, part.filters,
                         Map<T, Tile>{call, part.filter, memory.zeros}, memory.maps,
                         memory.map_plane, kWinogradPanel, 0, memory.panel_size);
-  every_point<typename Tile::Input, W::kSide>([&](int p) {
+  const auto multiply_phases = [&](int p, Phases phases, bool add) {
+    const std::int64_t row = phases.first * part.channels;
+    const std::int64_t rows = (phases.stop - phases.first) * part.channels;
     for (std::int64_t panel = 0; panel < part.panels; ++panel) {
       const std::int64_t lanes =
           winograd::at_most(part.filters - panel * kWinogradPanel, kWinogradPanel);
-      multiply({memory.inputs + p * memory.input_plane, memory.numbers, kElements, 1, 0, count,
-                memory.numbers * kElements,
+      multiply({memory.inputs + p * memory.input_plane + row * kElements, rows, kElements, 1, 0,
+                count, memory.numbers * kElements,
                 memory.maps + p * memory.map_plane + panel * memory.panel_size, kWinogradPanel,
                 lanes / kLanes<Wide<T>>,
-                memory.sums + p * memory.sums_plane + panel * memory.sums_panel, kWinogradPanel,
-                started[p]});
+                memory.sums + p * memory.sums_plane + panel * memory.sums_panel +
+                    row * kWinogradPanel,
+                kWinogradPanel, add});
     }
-    started[p] = true;
+  };
+  every_point<typename Tile::Map, W::kSide>([&](int p) {
+    // Tiles of other sizes may have begun with fewer phases.
+    const Phases all = Tile::phases_at(p);
+    for (int phase = all.first, next; phase < all.stop; phase = next) {
+      const bool add = started[p][phase];
+      for (next = phase; next < all.stop && started[p][next] == add; ++next) {}
+      multiply_phases(p, {phase, next}, add);
+    }
+    for (int phase = all.first; phase < all.stop; ++phase) started[p][phase] = true;
   });
+}
+
+// Sums to which no tile was added: a point or a phase of it that only tiles of three have, or all.
+template <typename W, typename T>
+void clear_others(const Memory<T>& memory, const Started<W>& started, const Part& part) {
+  const std::int64_t size = part.channels * kWinogradPanel;
+  for (int p = 0; p < W::kPoints; ++p) {
+    for (int phase = 0; phase < W::kPhases; ++phase) {
+      for (std::int64_t panel = 0; panel < part.panels && !started[p][phase]; ++panel) {
+        clear(memory.sums + p * memory.sums_plane + panel * memory.sums_panel + phase * size, size);
+      }
+    }
+  }
 }
 
 template <typename W, typename T>
@@ -170,7 +208,7 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
     const Part part{channel, channels, filter,
                     winograd::at_most(shape.filters - filter, panels * kWinogradPanel), panels};
     const std::int64_t steps = winograd::steps_of_tiles(plan);
-    bool started[W::kPoints] = {};
+    Started<W> started = {};
     std::int64_t step = segment * steps / plan.segments;
     std::int64_t before = 0;  // steps of the sizes before
     for (int kind = 0; kind < kWinogradKinds; before += plan.kind_blocks[kind++]) {
@@ -187,9 +225,7 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
         }
       });
     }
-    for (int p = 0; p < W::kPoints; ++p) {
-      if (!started[p]) clear(memory.sums + p * memory.sums_plane, panels * memory.sums_panel);
-    }
+    clear_others<W>(memory, started, part);
     for (std::int64_t panel = 0; panel < panels; ++panel) {
       const Wide<T>* from = memory.sums + panel * memory.sums_panel;
       if (plan.segments > 1) {
@@ -236,7 +272,7 @@ void sum(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
       }
       continue;
     }
-    for (int tap = 0; tap < kKernel * kKernel; ++tap) {
+    for (int tap = 0; tap < W::kTaps; ++tap) {
       T* place = to + tap / kKernel * strides[2] + tap % kKernel * strides[3];
       for (std::int64_t c = 0; c < call.shape.channels; c += kWidth) {
         store(place + c, total_of(filter, c, tap));

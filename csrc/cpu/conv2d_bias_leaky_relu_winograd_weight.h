@@ -42,8 +42,10 @@ inline cpu::WinogradPlan winograd_conv2d_weight_plan(const cpu::WinogradShape& s
   plan.panels = ceil_div(shape.filters, kWinogradPanel);
   const std::int64_t together = at_most(plan.panels, kPanels) * kWinogradPanel;
   const std::int64_t channels =
-      kSumBytes / (bytes(shape, together * cpu::kWinogradChannels) * points(shape) * phases(shape));
-  plan.block_channels = at_most(at_least(channels, 1) * cpu::kWinogradChannels, shape.channels);
+      kSumBytes / (bytes(shape, together * cpu::kWinogradChannels) * products(shape));
+  const std::int64_t all = shape.channels / cpu::kWinogradChannels;
+  plan.blocks = ceil_div(all, at_least(channels, 1));
+  plan.block_channels = ceil_div(all, plan.blocks) * cpu::kWinogradChannels;
   plan.blocks = ceil_div(shape.channels, plan.block_channels);
   cut_panels(plan, plan.panels, threads);
   plan.groups = at_least(plan.groups, ceil_div(plan.panels, kPanels));

@@ -14,16 +14,17 @@ namespace {
 template <typename T>
 using Element = typename Format<T>::Element;
 
-// Input channels in one phase.
+// Input channels in one phase. Those of the same channels lie side by side: in contiguous memory they
+// share lines of the weight.
 struct Panel {
   int phase;
   std::int64_t first, lanes;
 };
 
+template <typename W>
 Panel panel_of(const WinogradShape& shape, std::int64_t index) {
-  const std::int64_t panels = winograd::channel_panels(shape);
-  const std::int64_t first = index % panels * kWinogradPanel;
-  return {static_cast<int>(index / panels), first,
+  const std::int64_t first = index / W::kPhases * kWinogradPanel;
+  return {static_cast<int>(index % W::kPhases), first,
           winograd::at_most(shape.channels - first, kWinogradPanel)};
 }
 
@@ -32,16 +33,24 @@ std::int64_t panel_size(const WinogradShape& shape) {
   return W::kPoints * winograd::padded_plane(shape.filters * kWinogradPanel);
 }
 
+// Panels `index` ... end - 1, or up to the last of the same channels, one behind the other; answers
+// how many.
+template <typename W, typename T>
+std::int64_t transform_panels(const WinogradCall& call, std::int64_t index, std::int64_t end,
+                              Element<T>* to) {
+  const Panel panel = panel_of<W>(call.shape, index);
+  const std::int64_t count = winograd::at_most(W::kPhases - panel.phase, end - index);
+  transform_weight<W, T, false>(call, panel.first, panel.lanes,
+                                {panel.phase, panel.phase + static_cast<int>(count)},
+                                panel_size<W>(call.shape), to);
+  return count;
+}
+
 template <typename W, typename T>
 void pack(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
   auto* packed = static_cast<Element<T>*>(call.packed);
-  const std::int64_t panels = winograd::channel_panels(call.shape);
-  for (std::int64_t piece = begin; piece < end; ++piece) {
-    // The phases of the same channels one after the other: in contiguous memory they share lines.
-    const std::int64_t index = piece % W::kPhases * panels + piece / W::kPhases;
-    const Panel panel = panel_of(call.shape, index);
-    transform_weight<W, T, false>(call, panel.first, panel.lanes, panel.phase,
-                                  packed + index * panel_size<W>(call.shape));
+  while (begin < end) {
+    begin += transform_panels<W, T>(call, begin, end, packed + begin * panel_size<W>(call.shape));
   }
 }
 
@@ -88,7 +97,7 @@ inline bool finish_as(const WinogradCall& call, const Panel& panel, const Row<T>
   const WinogradShape& shape = call.shape;
   const Vector<Wide<T>> slope = all(static_cast<Wide<T>>(call.slope));
   const T* bias = static_cast<const T*>(call.bias);
-  const std::int64_t first = panel.phase % W::kStride - shape.padding_w;
+  const std::int64_t first = W::column_of(panel.phase) - shape.padding_w;
   const std::int64_t left_out = first < 0 ? ceil_div(-first, W::kStride) : 0;
   const std::int64_t columns = ceil_div(shape.width - first, W::kStride);
   T* result = static_cast<T*>(call.result) +
@@ -140,28 +149,30 @@ void finish_row(const WinogradCall& call, const Panel& panel, const Row<T>& row)
 }
 
 // Puts the inputs of `count` neighbouring tiles, whose sums at the points lie `plane` apart, into
-// Tile::kRows rows: the first ones, `above`, hold what the tiles above left there; so do the first
-// columns, but for the `first` tile of a row.
-template <typename W, typename Tile, typename T>
+// rows: the first ones, `above`, hold what the tiles above left there; so do the first columns, but
+// for the `first` tile of a row.
+template <typename W, typename Tile, typename P, typename T>
 void add_inputs(const Wide<T>* sums, std::int64_t plane, std::int64_t count, std::int64_t lanes,
                 Wide<T>* above, Wide<T>* rows, std::int64_t row, bool first) {
-  constexpr int kWidth = kLanes<Wide<T>>, kRows = Tile::kRows, kColumns = Tile::kColumns;
-  constexpr int kOverlap = W::kTaps - 1;
+  using S = typename Tile::template Back<P>;
+  constexpr int kWidth = kLanes<Wide<T>>, kRows = S::Rows::kRows, kColumns = S::Columns::kRows;
+  constexpr int kAbove = P::kDown - 1, kLeft = P::kRight - 1;
   for (std::int64_t t = 0; t < count; ++t) {
     for (std::int64_t l = 0; l < lanes; l += kWidth) {
       Vector<Wide<T>> in[W::kPoints], out[kRows * kColumns];
-      every_point<typename Tile::Input, W::kSide>([&](int p) __attribute__((always_inline)) {
-        in[p] = load(sums + p * plane + t * kWinogradPanel + l);
-      });
-      transform<typename Tile::Back, W::kSide, kColumns>(in, out);
+      every_point<typename Tile::template Input<P>, W::kSide>(
+          [&](int p) __attribute__((always_inline)) {
+            in[p] = load(sums + p * plane + t * kWinogradPanel + l);
+          });
+      transform<S, W::kSide, kColumns>(in, out);
       const std::int64_t column = Tile::kWidth * t * kWinogradPanel + l;
       FASTGEN_UNROLLED
       for (int i = 0; i < kRows; ++i) {
-        Wide<T>* to = i < kOverlap ? above + i * row : rows + (i - kOverlap) * row;
+        Wide<T>* to = i < kAbove ? above + i * row : rows + (i - kAbove) * row;
         FASTGEN_UNROLLED
         for (int j = 0; j < kColumns; ++j) {
           Wide<T>* place = to + column + j * kWinogradPanel;
-          const bool joins = i < kOverlap || (j < kOverlap && !(first && t == 0));
+          const bool joins = i < kAbove || (j < kLeft && !(first && t == 0));
           store(place, joins ? load(place) + out[i * kColumns + j] : out[i * kColumns + j]);
         }
       }
@@ -205,9 +216,11 @@ void add_row(const Block<T>& block, const Panel& panel, std::int64_t n, std::int
         block.begin[kind] + (n * tiles.rows + down / tiles.height) * tiles.columns;
     by_tile<W>(tiles.height, tiles.width, [&](auto tile) {
       const std::int64_t column = tiles.column * kWinogradPanel;
-      add_inputs<W, decltype(tile), T>(block.sums + index * kWinogradPanel, block.plane,
-                                       tiles.columns, panel.lanes, above + column, rows + column,
-                                       row, column == 0);
+      by_phase<W>(panel.phase, [&](auto taps) {
+        add_inputs<W, decltype(tile), decltype(taps), T>(
+            block.sums + index * kWinogradPanel, block.plane, tiles.columns, panel.lanes,
+            above + column, rows + column, row, column == 0);
+      });
     });
   }
 }
@@ -218,30 +231,31 @@ void add_row(const Block<T>& block, const Panel& panel, std::int64_t n, std::int
 template <typename W, typename T>
 void finish(const WinogradCall& call, const Panel& panel, const Block<T>& block, std::int64_t n,
             std::int64_t start, Wide<T>* rows, Wide<T>* carried) {
-  constexpr int kOverlap = W::kTaps - 1;
   const WinogradShape& shape = call.shape;
   const winograd::Cut cut = winograd::cut(shape, shape.map_height);
-  const std::int64_t columns = winograd::input_columns(shape), row = columns * kWinogradPanel;
-  const std::int64_t above = panel.phase / W::kStride - shape.padding_h;
+  const std::int64_t overlap = winograd::overlap(shape, W::row_of(panel.phase));
+  const std::int64_t columns = winograd::input_columns(shape, W::column_of(panel.phase));
+  const std::int64_t row = winograd::input_columns(shape, 0) * kWinogradPanel;
+  const std::int64_t above = W::row_of(panel.phase) - shape.padding_h;
   const std::int64_t image = block.image + n;
-  if (block.first == 0 || block.first < start) clear(carried, kOverlap * row);
+  if (block.first == 0 || block.first < start) clear(carried, overlap * row);
   for (std::int64_t i = block.first; i < block.stop; ++i) {
     const std::int64_t top = cut.at(i), height = cut.at(i + 1) - top;
     add_row<W, T>(block, panel, n, top, carried, rows, row);
     for (std::int64_t u = 0; u < height && i >= start; ++u) {
-      const Wide<T>* done = u < kOverlap ? carried + u * row : rows + (u - kOverlap) * row;
+      const Wide<T>* done = u < overlap ? carried + u * row : rows + (u - overlap) * row;
       finish_row<W, T>(call, panel, {image, (top + u) * W::kStride + above, done, columns});
     }
-    const Wide<T>* left = rows + (height - kOverlap) * row;
+    const Wide<T>* left = rows + (height - overlap) * row;
     FASTGEN_INDEPENDENT
-    for (std::int64_t x = 0; x < kOverlap * row; ++x) carried[x] = left[x];
+    for (std::int64_t x = 0; x < overlap * row; ++x) carried[x] = left[x];
   }
   if (block.stop < cut.tiles()) return;
   for (std::int64_t u = 0;; ++u) {
     const std::int64_t at = (cut.pixels() + u) * W::kStride + above;
     if (at >= shape.height) return;
     finish_row<W, T>(call, panel,
-                     {image, at, u < kOverlap ? carried + u * row : nullptr, columns});
+                     {image, at, u < overlap ? carried + u * row : nullptr, columns});
   }
 }
 
@@ -257,14 +271,20 @@ struct Memory {
   std::int64_t row, plane, sums_plane, weight_plane, carried_size;
 };
 
-// The sums of a block's tiles at every point that they have.
+// The sums of a block's tiles at every point that they have in the phase of a panel.
 template <typename W, typename T>
 void multiply_block(const WinogradShape& shape, const Block<T>& block, const Panel& panel,
                     const Memory<T>& memory, const Element<T>* weight) {
-  constexpr int kTwos = W::kTaps + 1;  // points a side of tiles of two; what is beyond has only three
+  // Points a side, of the largest tile.
+  const auto points = [](int first) { return (W::kKernel - first - 1) / W::kStride + W::kMost; };
+  const int rows = points(W::row_of(panel.phase)), columns = points(W::column_of(panel.phase));
   const std::int64_t* begin = block.begin;
   for (int p = 0; p < W::kPoints; ++p) {
-    const bool high = p / W::kSide >= kTwos, wide = p % W::kSide >= kTwos;
+    const int row = p / W::kSide, column = p % W::kSide;
+    if (row >= rows || column >= columns) continue;
+    // The last point of tiles of three is theirs alone.
+    const bool high = W::kMost == 3 && row == rows - 1;
+    const bool wide = W::kMost == 3 && column == columns - 1;
     const std::int64_t from = high ? begin[1] : 0;
     const std::int64_t to = wide ? begin[2] : high ? begin[3] : begin[kWinogradKinds];
     if (from == to) continue;
@@ -294,13 +314,16 @@ void run_block(const WinogradCall& call, const Memory<T>& memory, const Block<T>
   }
   const std::int64_t first_panel = group * plan.panels / plan.groups;
   const std::int64_t end_panel = (group + 1) * plan.panels / plan.groups;
+  const Element<T>* weight = nullptr;
   for (std::int64_t index = first_panel; index < end_panel; ++index) {
-    const Panel panel = panel_of(shape, index);
-    const Element<T>* weight = memory.panel;
+    const Panel panel = panel_of<W>(shape, index);
     if (call.packed != nullptr) {
       weight = static_cast<const Element<T>*>(call.packed) + index * panel_size<W>(shape);
+    } else if (index == first_panel || panel.phase == 0) {
+      transform_panels<W, T>(call, index, end_panel, memory.panel);
+      weight = memory.panel;
     } else {
-      transform_weight<W, T, false>(call, panel.first, panel.lanes, panel.phase, memory.panel);
+      weight += panel_size<W>(shape);
     }
     multiply_block<W, T>(shape, block, panel, memory, weight);
     for (std::int64_t n = 0; n < block.images; ++n) {
@@ -315,8 +338,8 @@ void run(const WinogradCall& call, std::int64_t begin, std::int64_t end, void* s
   const WinogradShape& shape = call.shape;
   const WinogradPlan& plan = call.plan;
   const std::int64_t depth = shape.filters, all_rows = winograd::tile_rows(shape);
-  const std::int64_t input_row = winograd::input_columns(shape) * kWinogradPanel;
-  const std::int64_t overlap = winograd::overlap(shape);
+  const std::int64_t input_row = winograd::input_columns(shape, 0) * kWinogradPanel;
+  const std::int64_t overlap = winograd::overlap(shape, 0);
   const std::int64_t most_panels = ceil_div(plan.panels, plan.groups);
   Memory<T> memory;
   memory.row = winograd::padded_row(depth);

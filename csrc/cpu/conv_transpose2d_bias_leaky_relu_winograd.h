@@ -19,16 +19,15 @@ FASTGEN_BEGIN
 
 namespace winograd {
 
-inline std::int64_t channel_panels(const WinogradShape& shape) {
-  return ceil_div(shape.channels, kWinogradPanel);
+// Rows or columns by which the inputs of neighbouring tiles overlap, in a phase that begins at row or
+// column `first` of the kernel; in 0 there are the most.
+inline std::int64_t overlap(const WinogradShape& shape, std::int64_t first) {
+  return taps(shape, first) - 1;
 }
 
-// Rows and columns by which the inputs of neighbouring tiles overlap, in one phase.
-inline std::int64_t overlap(const WinogradShape& shape) { return shape.kernel / shape.stride - 1; }
-
-// Columns of all inputs of a row of tiles, in one phase.
-inline std::int64_t input_columns(const WinogradShape& shape) {
-  return cut(shape, shape.map_width).pixels() + overlap(shape);
+// Columns of all inputs of a row of tiles, in a phase that begins at column `first`.
+inline std::int64_t input_columns(const WinogradShape& shape, std::int64_t first) {
+  return cut(shape, shape.map_width).pixels() + overlap(shape, first);
 }
 
 // Rows of the largest tile.
@@ -49,7 +48,7 @@ inline cpu::WinogradPlan winograd_conv_transpose2d_plan(const cpu::WinogradShape
   plan.images = ceil_div(shape.batch, plan.blocks);
   plan.blocks = ceil_div(shape.batch, plan.images);
   plan.tiles = plan.images * plan.rows * columns;
-  plan.panels = phases(shape) * channel_panels(shape);
+  plan.panels = phases(shape) * ceil_div(shape.channels, kWinogradPanel);
   cut_panels(plan, plan.panels, threads);
   // Few large images: each segment computes one row of tiles of that above again.
   plan.segments = plan.rows == rows || threads == 1
@@ -60,13 +59,13 @@ inline cpu::WinogradPlan winograd_conv_transpose2d_plan(const cpu::WinogradShape
   const std::int64_t panel = bytes(shape, points(shape) * padded_plane(shape.filters * kWinogradPanel));
   const bool packed = plan.blocks * ceil_div(rows, plan.rows) > kBlocksOfAPiece;
   plan.packed_bytes = packed ? panel * plan.panels : 0;
-  const std::int64_t carried = ceil_div(plan.panels, plan.groups) * overlap(shape);
+  const std::int64_t carried = ceil_div(plan.panels, plan.groups) * overlap(shape, 0);
   plan.scratch_bytes =
       bytes(shape, shape.filters) +
       bytes(shape, points(shape) * padded_plane(plan.tiles * padded_row(shape.filters))) +
       bytes(shape, points(shape) * padded_plane(plan.tiles * kWinogradPanel)) +
-      bytes(shape, (carried + most_rows(shape)) * input_columns(shape) * kWinogradPanel) +
-      (packed ? 0 : panel);
+      bytes(shape, (carried + most_rows(shape)) * input_columns(shape, 0) * kWinogradPanel) +
+      (packed ? 0 : phases(shape) * panel);
   return plan;
 }
 

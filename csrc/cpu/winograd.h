@@ -3,8 +3,8 @@
 //
 //   map[n, k, p, q]  ~  input[n, c, p * s + i - padding_h, q * s + j - padding_w] weight[k, c, i, j]
 //
-// with a kernel of 3x3 and stride s = 1, or 4x4 and s = 2, and computes one of the three from the
-// other two.
+// with a kernel of 3x3 and stride s = 1 or 2, or 4x4 or 5x5 and s = 2, and computes one of the three
+// from the other two.
 #pragma once
 
 #include "cpu/capability.h"
@@ -21,7 +21,7 @@ struct WinogradShape {
   std::int64_t batch;
   std::int64_t channels, height, width;         // of the input
   std::int64_t filters, map_height, map_width;  // of the map
-  std::int64_t kernel, stride;                  // 3 and 1, or 4 and 2
+  std::int64_t kernel, stride;                  // 3 and 1, or 3, 4 or 5 and 2
   std::int64_t padding_h, padding_w;
   bool mixed;  // tiles of 3 outputs a side beside those of 2
 };

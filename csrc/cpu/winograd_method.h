@@ -8,8 +8,10 @@
 //
 // In two dimensions each transform is applied to rows and columns: a tile of 2x2 outputs takes
 // (r + 1)^2 products instead of 4 r^2, one of 3x3 (r + 2)^2 instead of 9 r^2. A convolution of stride
-// s with s * r taps is the sum of s phases, each with every s-th input and tap; the phases are added
-// up before A^T.
+// s is the sum of s * s phases, each with every s-th input and tap; the phases are added up before
+// A^T. A side that s does not divide has one tap more in some phases than in others, and they are
+// multiplied at one point more, where the others add nothing: 5 taps are 3 and 2, which tiles of two
+// outputs multiply at 4 and 3 points, 49 products instead of 100.
 //
 // 1, -1, infinity and, where a fourth is needed, 0 are the points: among all small ones these have the
 // least rounding errors, and a fifth would multiply them. Relative to PyTorch's own, root mean squares
@@ -30,8 +32,25 @@ struct OutputMatrix;  // A^T
 template <int kTaps, int kPoints>
 struct WeightMatrix;  // G
 
-// The points of two outputs are the first three of those of three: one transformed weight serves
-// both.
+// Fewer points are the first of those of more: one transformed weight serves tiles of two outputs and
+// of three, and phases of fewer taps are added to others at the points that they have.
+template <>
+struct InputMatrix<1, 2> {
+  static constexpr int kRows = 2, kColumns = 2;
+  static constexpr float at(int i, int j) {
+    constexpr float m[2][2] = {{1, 1}, {1, -1}};
+    return m[i][j];
+  }
+};
+template <int kPoints>
+struct WeightMatrix<1, kPoints> {
+  static constexpr int kRows = kPoints, kColumns = 1;
+  static constexpr float at(int i, int) {
+    constexpr float m[3] = {.5f, .5f, 1};
+    return m[i];
+  }
+};
+
 template <>
 struct InputMatrix<2, 2> {
   static constexpr int kRows = 3, kColumns = 3;
@@ -73,8 +92,11 @@ struct WeightMatrix<2, kPoints> {
   }
 };
 
+// It depends on the points alone.
 template <>
-struct InputMatrix<3, 2> : InputMatrix<2, 3> {};  // it depends on the points alone
+struct InputMatrix<1, 3> : InputMatrix<2, 2> {};
+template <>
+struct InputMatrix<3, 2> : InputMatrix<2, 3> {};
 template <>
 struct OutputMatrix<3, 2> {
   static constexpr int kRows = 2, kColumns = 4;
@@ -150,32 +172,108 @@ FASTGEN_INLINE void transform(const V* in, V* out) {
   }
 }
 
-// A convolution of kTaps * kStride taps a side and its tiles, of 2 or kMost outputs a side. Point
-// (i, j) is number i * kSide + j, whatever the tile.
-template <int kTaps_, int kStride_, int kMost_>
+// Every point that transform S leads to, as its number among those of a method.
+template <typename S, int kSide, typename Do>
+FASTGEN_INLINE void every_point(const Do& run) {
+  FASTGEN_UNROLLED
+  for (int i = 0; i < S::Rows::kRows; ++i) {
+    FASTGEN_UNROLLED
+    for (int j = 0; j < S::Columns::kRows; ++j) run(i * kSide + j);
+  }
+}
+
+// The taps of a phase.
+template <int kDown_, int kRight_>
+struct Taps {
+  static constexpr int kDown = kDown_, kRight = kRight_, kCount = kDown * kRight;
+};
+
+// Phases that lie side by side.
+struct Phases {
+  int first, stop;
+};
+
+// A convolution of kKernel taps a side and its tiles, of 2 or kMost outputs a side. Point (i, j) is
+// number i * kSide + j, whatever the tile and the phase.
+template <int kKernel_, int kStride_, int kMost_>
 struct Method {
-  static constexpr int kTaps = kTaps_, kStride = kStride_, kMost = kMost_;
-  static constexpr int kPhases = kStride * kStride, kKernel = kTaps * kStride;
-  static constexpr int kSide = kTaps + kMost - 1, kPoints = kSide * kSide;
-  using Weight = Sides<WeightMatrix<kTaps, kSide>, WeightMatrix<kTaps, kSide>>;
-  using Taps = Sides<Transposed<WeightMatrix<kTaps, kSide>>, Transposed<WeightMatrix<kTaps, kSide>>>;
+  static constexpr int kKernel = kKernel_, kStride = kStride_, kMost = kMost_;
+  static constexpr int kPhases = kStride * kStride, kTaps = kKernel * kKernel;
+  static constexpr int kMostTaps = (kKernel + kStride - 1) / kStride;  // of a phase, a side
+  static constexpr int kFewestTaps = kKernel / kStride;
+  static constexpr int kSide = kMostTaps + kMost - 1, kPoints = kSide * kSide;
+
+  // A phase begins at such a row and column of the kernel. In this order those that begin at row 0
+  // lie side by side, and so do those at column 0: they have the most taps.
+  static constexpr int row_of(int phase) { return phase / kStride; }
+  static constexpr int column_of(int phase) {
+    return row_of(phase) % 2 == 0 ? kStride - 1 - phase % kStride : phase % kStride;
+  }
+  static constexpr int phase_at(int row, int column) {
+    const int right = column % kStride, down = row % kStride;
+    return down * kStride + (down % 2 == 0 ? kStride - 1 - right : right);
+  }
+  // The number in the kernel of a phase's first tap, and how many more that of another has.
+  static constexpr int first_of(int phase) { return row_of(phase) * kKernel + column_of(phase); }
+  template <typename P>
+  static constexpr int place_of(int tap) {
+    return (tap / P::kRight * kKernel + tap % P::kRight) * kStride;
+  }
+
+  template <typename P>
+  using Weight = Sides<WeightMatrix<P::kDown, P::kDown + kMost - 1>,
+                       WeightMatrix<P::kRight, P::kRight + kMost - 1>>;
+  template <typename P>  // its adjoint
+  using Gradient = Sides<Transposed<typename Weight<P>::Rows>, Transposed<typename Weight<P>::Columns>>;
 
   // Of tiles of H x W outputs.
   template <int H, int W>
   struct Tile {
     static constexpr int kHeight = H, kWidth = W;
-    static constexpr int kRows = kTaps + H - 1, kColumns = kTaps + W - 1;  // of inputs and of points
-    using Input = Sides<InputMatrix<kTaps, H>, InputMatrix<kTaps, W>>;
-    using Output = Sides<OutputMatrix<kTaps, H>, OutputMatrix<kTaps, W>>;
+    // Of points, and of inputs in a phase with the most taps.
+    static constexpr int kRows = kMostTaps + H - 1, kColumns = kMostTaps + W - 1;
+    using Output = Sides<OutputMatrix<kMostTaps, H>, OutputMatrix<kMostTaps, W>>;
+    template <typename P>
+    using Input = Sides<InputMatrix<P::kDown, H>, InputMatrix<P::kRight, W>>;
     // Their adjoints, from the map and to the input.
-    using Map = Sides<Transposed<OutputMatrix<kTaps, H>>, Transposed<OutputMatrix<kTaps, W>>>;
-    using Back = Sides<Transposed<InputMatrix<kTaps, H>>, Transposed<InputMatrix<kTaps, W>>>;
+    using Map = Sides<Transposed<typename Output::Rows>, Transposed<typename Output::Columns>>;
+    template <typename P>
+    using Back = Sides<Transposed<typename Input<P>::Rows>, Transposed<typename Input<P>::Columns>>;
+
+    // The phases that have a point.
+    static constexpr Phases phases_at(int point) {
+      const bool down = point / kSide >= kFewestTaps + H - 1;
+      const bool right = point % kSide >= kFewestTaps + W - 1;
+      return {right ? phase_at(0, 0) : 0,
+              down ? kStride : right ? phase_at(1, 0) + 1 : kPhases};
+    }
   };
 };
 
-using Winograd3x3 = Method<3, 1, 2>;
-using Winograd4x4 = Method<2, 2, 2>;
-using Winograd4x4Mixed = Method<2, 2, 3>;
+// run(method) for the method of a call.
+template <typename Run>
+inline void by_kernel(const cpu::WinogradShape& shape, const Run& run) {
+  switch (shape.kernel) {
+    case 5: return run(Method<5, 2, 2>{});
+    case 4: return shape.mixed ? run(Method<4, 2, 3>{}) : run(Method<4, 2, 2>{});
+    default: break;
+  }
+  if (shape.stride == 1) return run(Method<3, 1, 2>{});
+  return shape.mixed ? run(Method<3, 2, 3>{}) : run(Method<3, 2, 2>{});
+}
+
+// run(taps) for those of a phase.
+template <typename W, typename Run>
+FASTGEN_INLINE void by_phase(int phase, const Run& run) {
+  constexpr int kMost = W::kMostTaps, kFewest = W::kFewestTaps;
+  if constexpr (kMost == kFewest) {
+    run(Taps<kMost, kMost>{});
+  } else if (W::row_of(phase) == 0) {
+    W::column_of(phase) == 0 ? run(Taps<kMost, kMost>{}) : run(Taps<kMost, kFewest>{});
+  } else {
+    W::column_of(phase) == 0 ? run(Taps<kFewest, kMost>{}) : run(Taps<kFewest, kFewest>{});
+  }
+}
 
 // run(tile) for the tile of a method that has this size.
 template <typename W, typename Run>
@@ -192,15 +290,13 @@ FASTGEN_INLINE void by_tile(int height, int width, const Run& run) {
 // run(method, number) for the method of a call and the type of its numbers; both are only types.
 template <typename Run>
 inline void by_method(const cpu::WinogradShape& shape, const Run& run) {
-  const auto by_type = [&](auto method) {
+  by_kernel(shape, [&](auto method) {
     switch (shape.dtype) {
       case Dtype::float32: return run(method, float{});
       case Dtype::float64: return run(method, double{});
       default: return run(method, BFloat16{});
     }
-  };
-  if (shape.stride == 1) return by_type(Winograd3x3{});
-  return shape.mixed ? by_type(Winograd4x4Mixed{}) : by_type(Winograd4x4{});
+  });
 }
 
 // Which numbers a vector takes: neighbours, or every second of twice as many, from the first or the

@@ -18,6 +18,11 @@ inline std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a 
 
 inline std::int64_t phases(const WinogradShape& shape) { return shape.stride * shape.stride; }
 
+// Along a side, of the phase that begins at tap `first`; that at 0 has the most.
+inline std::int64_t taps(const WinogradShape& shape, std::int64_t first) {
+  return ceil_div(shape.kernel - first, shape.stride);
+}
+
 // --- tiles ---
 
 // How a side of the map is cut: into tiles of three, then of two.
@@ -29,12 +34,13 @@ struct Cut {
   std::int64_t at(std::int64_t tile) const { return 2 * tile + at_most(tile, threes); }
 };
 
-// Whether there should be tiles of three: of two taps they take four points for three outputs, and
-// tiles of two take three for two. But a weight has more points then, and sizes of tiles are computed
-// one after the other; that pays from `least_pixels` pixels of all images' maps on.
+// Whether there should be tiles of three: of two taps they take four points for three outputs, of
+// one three, and tiles of two take three and two for two. But a weight has more points then, and sizes
+// of tiles are computed one after the other; that pays from `least_pixels` pixels of all images' maps
+// on.
 inline bool mixes(const WinogradShape& shape, std::int64_t least_pixels) {
   const auto has_three = [](std::int64_t size) { return size == 3 || size >= 5; };
-  return shape.stride == 2 && shape.batch * shape.map_height * shape.map_width >= least_pixels &&
+  return taps(shape, 0) == 2 && shape.batch * shape.map_height * shape.map_width >= least_pixels &&
          (has_three(shape.map_height) || has_three(shape.map_width));
 }
 
@@ -54,7 +60,19 @@ inline Cut cut(const WinogradShape& shape, std::int64_t size) {
 
 // Points at which polynomials are multiplied, of rows and columns together.
 inline std::int64_t points(const WinogradShape& shape) {
-  const std::int64_t side = shape.kernel / shape.stride + (shape.mixed ? 3 : 2) - 1;
+  const std::int64_t side = taps(shape, 0) + (shape.mixed ? 3 : 2) - 1;
+  return side * side;
+}
+
+// Along a side of a tile of `outputs`: points of all phases.
+inline std::int64_t products_along(const WinogradShape& shape, std::int64_t outputs) {
+  return shape.kernel + shape.stride * (outputs - 1);
+}
+
+// Products of a channel and a filter in the largest tile, each point as often as there are phases
+// that have it.
+inline std::int64_t products(const WinogradShape& shape) {
+  const std::int64_t side = products_along(shape, shape.mixed ? 3 : 2);
   return side * side;
 }
 
@@ -143,13 +161,12 @@ inline void cut_panels(WinogradPlan& plan, std::int64_t panels, std::int64_t thr
 }
 
 inline std::int64_t operations(const WinogradShape& shape) {
-  const std::int64_t taps = shape.kernel / shape.stride;
-  const auto side_points = [&](std::int64_t size) {
+  const auto along = [&](std::int64_t size) {
     const Cut side = cut(shape, size);
-    return side.threes * (taps + 2) + side.twos * (taps + 1);
+    return side.threes * products_along(shape, 3) + side.twos * products_along(shape, 2);
   };
-  return 2 * shape.batch * side_points(shape.map_height) * side_points(shape.map_width) *
-         phases(shape) * shape.channels * shape.filters;
+  return 2 * shape.batch * along(shape.map_height) * along(shape.map_width) * shape.channels *
+         shape.filters;
 }
 
 }  // namespace winograd

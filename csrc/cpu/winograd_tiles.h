@@ -35,17 +35,28 @@ inline Corner next_corner(const winograd::Tiles& tiles, Corner corner) {
   return corner;
 }
 
-// Where the kRows x kColumns pixels lie that a transform reads, from (row, column) on in steps of
-// `stride`, in a dense channels_last image; those outside of it are `zeros`.
+// Where the pixels lie that a transform reads, at most kRows x kColumns, from (row, column) on in
+// steps of `stride`, in a dense channels_last image; those outside of it are `zeros`.
 template <int kRows, int kColumns, typename T>
 struct Pixels {
-  static constexpr int kCount = kRows * kColumns;
-  const T* at[kCount];
+  const T* at[kRows * kColumns];
 
-  // Asks for them before they are read: the CPU cannot guess them.
-  FASTGEN_INLINE void ask_for(std::int64_t channel) const {
+  // do(n, address of the n-th) for all that transform S reads.
+  template <typename S, typename Do>
+  FASTGEN_INLINE void every(const Do& run) const {
+    constexpr int kDown = S::Rows::kColumns, kRight = S::Columns::kColumns;
     FASTGEN_UNROLLED
-    for (int i = 0; i < kCount; ++i) __builtin_prefetch(at[i] + channel);
+    for (int i = 0; i < kDown; ++i) {
+      FASTGEN_UNROLLED
+      for (int j = 0; j < kRight; ++j) run(i * kRight + j, at[i * kColumns + j]);
+    }
+  }
+  // Asks for them before they are read: the CPU cannot guess them.
+  template <typename S>
+  FASTGEN_INLINE void ask_for(std::int64_t channel) const {
+    every<S>([&](int, const T* pixel) __attribute__((always_inline)) {
+      __builtin_prefetch(pixel + channel);
+    });
   }
 };
 
@@ -72,7 +83,6 @@ FASTGEN_INLINE Pixels<kRows, kColumns, T> pixels_of(const T* image, std::int64_t
 // What is transformed: the inputs of a tile in every phase, channels `first_channel` on.
 template <typename W, typename T, typename Tile>
 struct Inputs {
-  using Transform = typename Tile::Input;
   static constexpr int kPhases = W::kPhases;
   const cpu::WinogradCall& call;
   std::int64_t first_channel;
@@ -84,15 +94,21 @@ struct Inputs {
         static_cast<const T*>(call.input) + first_channel +
             corner.image * shape.height * shape.width * shape.channels,
         shape.height, shape.width, shape.channels,
-        corner.row * W::kStride + phase / W::kStride - shape.padding_h,
-        corner.column * W::kStride + phase % W::kStride - shape.padding_w, W::kStride, zeros);
+        corner.row * W::kStride + W::row_of(phase) - shape.padding_h,
+        corner.column * W::kStride + W::column_of(phase) - shape.padding_w, W::kStride, zeros);
+  }
+  // run(transform) for that of a phase.
+  template <typename Run>
+  FASTGEN_INLINE void by_transform(int phase, const Run& run) const {
+    by_phase<W>(phase, [&](auto taps) __attribute__((always_inline)) {
+      run(typename Tile::template Input<decltype(taps)>{});
+    });
   }
 };
 
 // The pixels of the map that a tile is, filters `first_filter` on.
 template <typename T, typename Tile>
 struct Map {
-  using Transform = typename Tile::Map;
   static constexpr int kPhases = 1;
   const cpu::WinogradCall& call;
   std::int64_t first_filter;
@@ -105,26 +121,19 @@ struct Map {
             corner.image * shape.map_height * shape.map_width * shape.filters,
         shape.map_height, shape.map_width, shape.filters, corner.row, corner.column, 1, zeros);
   }
-};
-
-// Every point (i, j) of a tile, as its number among those of a method.
-template <typename S, int kSide, typename Do>
-FASTGEN_INLINE void every_point(const Do& run) {
-  FASTGEN_UNROLLED
-  for (int i = 0; i < S::Rows::kRows; ++i) {
-    FASTGEN_UNROLLED
-    for (int j = 0; j < S::Columns::kRows; ++j) run(i * kSide + j);
+  template <typename Run>
+  FASTGEN_INLINE void by_transform(int, const Run& run) const {
+    run(typename Tile::Map{});
   }
-}
+};
 
 template <typename S, int kSide, typename T, typename Which, typename Pixels>
 FASTGEN_INLINE void transform_pixels(const Pixels& pixels, std::int64_t channel,
                                      Vector<Wide<T>>* out) {
-  Vector<Wide<T>> in[Pixels::kCount];
-  FASTGEN_UNROLLED
-  for (int i = 0; i < Pixels::kCount; ++i) {
-    in[i] = Which::template load_from<T>(pixels.at[i] + channel);
-  }
+  Vector<Wide<T>> in[S::Rows::kColumns * S::Columns::kColumns];
+  pixels.template every<S>([&](int i, const T* pixel) __attribute__((always_inline)) {
+    in[i] = Which::template load_from<T>(pixel + channel);
+  });
   transform<S, S::Columns::kColumns, kSide>(in, out);
 }
 
@@ -182,34 +191,36 @@ template <typename W, typename T, typename Source>
 inline void transform_rows(const winograd::Tiles& tiles, Corner first, std::int64_t count,
                            std::int64_t channels, const Source& source,
                            typename Format<T>::Element* to, std::int64_t plane, std::int64_t row) {
-  using S = typename Source::Transform;
   constexpr std::int64_t kWidth = kLanes<Wide<T>>;
   for (Walk<Source, 1> walk(tiles, first, count, source); walk.step(); to += row) {
     for (int phase = 0; phase < Source::kPhases; ++phase) {
-      const auto& pixels = walk.pixels(0, phase);
-      const auto& next = walk.next(0, phase);
-      std::int64_t c = 0;
-      if constexpr (Format<T>::kElements == 2) {
-        for (; c + 2 * kWidth <= channels; c += 2 * kWidth) {
-          auto* place = to + phase * channels + c;
-          Vector<Wide<T>> out[2][W::kPoints];
-          next.ask_for(c);
-          transform_pixels<S, W::kSide, T, EverySecond<0>>(pixels, c, out[0]);
-          transform_pixels<S, W::kSide, T, EverySecond<1>>(pixels, c, out[1]);
-          every_point<S, W::kSide>([&](int p) __attribute__((always_inline)) {
-            const Vector<Wide<T>> both[2] = {out[0][p], out[1][p]};
-            store_step(place + p * plane, both);
-          });
+      source.by_transform(phase, [&](auto of_phase) __attribute__((always_inline)) {
+        using S = decltype(of_phase);
+        const auto& pixels = walk.pixels(0, phase);
+        const auto& next = walk.next(0, phase);
+        std::int64_t c = 0;
+        if constexpr (Format<T>::kElements == 2) {
+          for (; c + 2 * kWidth <= channels; c += 2 * kWidth) {
+            auto* place = to + phase * channels + c;
+            Vector<Wide<T>> out[2][W::kPoints];
+            next.template ask_for<S>(c);
+            transform_pixels<S, W::kSide, T, EverySecond<0>>(pixels, c, out[0]);
+            transform_pixels<S, W::kSide, T, EverySecond<1>>(pixels, c, out[1]);
+            every_point<S, W::kSide>([&](int p) __attribute__((always_inline)) {
+              const Vector<Wide<T>> both[2] = {out[0][p], out[1][p]};
+              store_step(place + p * plane, both);
+            });
+          }
         }
-      }
-      for (; c < channels; c += kWidth) {
-        auto* place = to + phase * channels + c;
-        Vector<Wide<T>> out[W::kPoints];
-        next.ask_for(c);
-        transform_pixels<S, W::kSide, T, Neighbours>(pixels, c, out);
-        every_point<S, W::kSide>(
-            [&](int p) __attribute__((always_inline)) { store(place + p * plane, out[p]); });
-      }
+        for (; c < channels; c += kWidth) {
+          auto* place = to + phase * channels + c;
+          Vector<Wide<T>> out[W::kPoints];
+          next.template ask_for<S>(c);
+          transform_pixels<S, W::kSide, T, Neighbours>(pixels, c, out);
+          every_point<S, W::kSide>(
+              [&](int p) __attribute__((always_inline)) { store(place + p * plane, out[p]); });
+        }
+      });
     }
   }
 }
@@ -223,28 +234,33 @@ inline void transform_steps(const winograd::Tiles& tiles, Corner first, std::int
                             std::int64_t channels, const Source& source,
                             typename Format<T>::Element* to, std::int64_t plane, std::int64_t row,
                             std::int64_t phase_step, std::int64_t panel_step) {
-  using S = typename Source::Transform;
   constexpr int kSide = W::kSide, kElements = Format<T>::kElements;
   constexpr std::int64_t kPanel = cpu::kWinogradPanel;
   Walk<Source, kElements> walk(tiles, first, count, source);
   for (; walk.step(); to += row * kElements) {
     for (int phase = 0; phase < Source::kPhases; ++phase) {
-      for (std::int64_t c = 0; c < channels; c += kLanes<Wide<T>>) {
-        const std::int64_t column = phase * phase_step + c;
-        auto* place = to + (panel_step > 0 ? column / kPanel * panel_step + column % kPanel * kElements
-                                           : column * kElements);
-        Vector<Wide<T>> out[kElements][W::kPoints] = {};
-        FASTGEN_UNROLLED
-        for (int e = 0; e < kElements; ++e) {
-          walk.next(e, phase).ask_for(c);
-          if (walk.has(e)) transform_pixels<S, kSide, T, Neighbours>(walk.pixels(e, phase), c, out[e]);
+      source.by_transform(phase, [&](auto of_phase) __attribute__((always_inline)) {
+        using S = decltype(of_phase);
+        for (std::int64_t c = 0; c < channels; c += kLanes<Wide<T>>) {
+          const std::int64_t column = phase * phase_step + c;
+          auto* place =
+              to + (panel_step > 0 ? column / kPanel * panel_step + column % kPanel * kElements
+                                   : column * kElements);
+          Vector<Wide<T>> out[kElements][W::kPoints] = {};
+          FASTGEN_UNROLLED
+          for (int e = 0; e < kElements; ++e) {
+            walk.next(e, phase).template ask_for<S>(c);
+            if (walk.has(e)) {
+              transform_pixels<S, kSide, T, Neighbours>(walk.pixels(e, phase), c, out[e]);
+            }
+          }
+          every_point<S, kSide>([&](int p) __attribute__((always_inline)) {
+            Vector<Wide<T>> step[kElements];
+            for (int e = 0; e < kElements; ++e) step[e] = out[e][p];
+            store_step(place + p * plane, step);
+          });
         }
-        every_point<S, kSide>([&](int p) __attribute__((always_inline)) {
-          Vector<Wide<T>> step[kElements];
-          for (int e = 0; e < kElements; ++e) step[e] = out[e][p];
-          store_step(place + p * plane, step);
-        });
-      }
+      });
     }
   }
 }

@@ -35,10 +35,10 @@ inline cpu::WinogradShape winograd_shape(const Tensor& tensor, std::int64_t filt
                                          std::int64_t channels, std::int64_t kernel_h,
                                          std::int64_t kernel_w, std::int64_t stride,
                                          std::int64_t padding_h, std::int64_t padding_w) {
-  STD_TORCH_CHECK((stride == 1 && kernel_h == 3 && kernel_w == 3) ||
-                      (stride == 2 && kernel_h == 4 && kernel_w == 4),
-                  "Winograd's method is here for a kernel of 3x3 with stride 1 and of 4x4 with "
-                  "stride 2 (got ", kernel_h, "x", kernel_w, " with stride ", stride, ")");
+  const bool small = stride == 1 && kernel_h == 3;
+  STD_TORCH_CHECK(kernel_h == kernel_w && (small || (stride == 2 && kernel_h >= 3 && kernel_h <= 5)),
+                  "Winograd's method is here for a kernel of 3x3 with stride 1, and of 3x3, 4x4 and "
+                  "5x5 with stride 2 (got ", kernel_h, "x", kernel_w, " with stride ", stride, ")");
   STD_TORCH_CHECK(padding_h >= 0 && padding_w >= 0 && padding_h < kernel_h && padding_w < kernel_w,
                   "padding must lie in [0, ", kernel_h, ") (got ", padding_h, " and ", padding_w,
                   ")");

@@ -120,17 +120,17 @@ def _of_convolution(weight: Tensor, smaller: Tensor, stride: list[int] | None) -
     """Two for each number of the weight, which holds every pair of channels that meets, at each
     place of the smaller map; and by Winograd's method two for each point of each tile."""
     by_definition = 2 * weight.numel() * len(smaller) * smaller.shape[2:].numel()
-    kernel = (weight.shape[2], weight.shape[3]) if weight.dim() == 4 else None
-    if stride is None or kernel is None or cpu_winograd.KERNELS.get(kernel) != tuple(stride):
+    if stride is None or (tuple(weight.shape[2:]), tuple(stride)) not in cpu_winograd.KINDS:
         return by_definition, by_definition
     pairs = weight.shape[0] * weight.shape[1]
     if any(channels % cpu_winograd.CHANNELS for channels in weight.shape[:2]):
         return by_definition, by_definition
-    points = math.prod(
-        cpu_winograd.points(size, kernel[0], mixed=stride[0] == 2) for size in smaller.shape[2:]
+    kind = weight.shape[2], stride[0]
+    products = math.prod(
+        cpu_winograd.products(size, *kind, mixed=cpu_winograd.mixes(*kind))
+        for size in smaller.shape[2:]
     )
-    phases = stride[0] ** 2
-    return by_definition, min(by_definition, 2 * pairs * len(smaller) * phases * points)
+    return by_definition, min(by_definition, 2 * pairs * len(smaller) * products)
 
 
 # PyTorch's own formula for convolution_backward ignores groups.

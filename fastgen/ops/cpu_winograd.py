@@ -1,10 +1,16 @@
 """Winograd's convolutions on a CPU: the compiled operators as passes, what they take, where they
 should win.
 
-A wide convolution runs at the CPU's peak in oneDNN; what is left is to multiply less. Two by two
-neighbouring outputs of a 3x3 convolution cost 16 products instead of 36, of a 4x4 one with stride 2
-9 instead of 16 in each of its four phases, and three by three of these 16 instead of 36
-(csrc/cpu/winograd_method.h). Three operators compute all passes:
+A wide convolution runs at the CPU's peak in oneDNN; what is left is to multiply less
+(csrc/cpu/winograd_method.h). Products of a channel and a filter in a tile of outputs:
+
+    kernel, stride  2x2 outputs    3x3 outputs
+    3x3, 1          16 for 36
+    3x3, 2          25 for 36      49 for 81
+    4x4, 2          36 for 64      64 for 144
+    5x5, 2          49 for 100
+
+Three operators compute all passes:
 
     ===============================  ==========================  ============================
     operator                         of a convolution            of a transposed convolution
@@ -29,8 +35,8 @@ from .geometry import Geometry, belongs, is_channels_last
 from .layouts import is_channels_last_like, is_dense, same_order
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
-KERNELS = {(3, 3): (1, 1), (4, 4): (2, 2)}  # and their strides
-KINDS = tuple(KERNELS.items())  # compared: sizes that are symbols cannot be looked up
+# Kernels and strides. A tuple: sizes that are symbols can only be compared.
+KINDS = (((3, 3), (1, 1)), ((3, 3), (2, 2)), ((4, 4), (2, 2)), ((5, 5), (2, 2)))
 CHANNELS = 16  # both numbers are multiples of it; csrc/cpu/winograd.h has the same number
 # Pixels of all maps from which tiles of three are used, as in csrc/cpu/winograd_plan.h; for a
 # convolution there must be as many too as its weight has pairs of channels over MIXED_SHARE.
@@ -210,16 +216,24 @@ def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 # pictures; the mean in brackets. In channels_last and, below, in contiguous memory, where ours puts
 # maps in channels_last and back:
 #
-#     kernel  dtype      forward              input gradient       weight gradient
-#     3x3     float32    1.13 to 2.81 (1.77)  1.11 to 2.44 (1.59)  1.27 to 3.15 (1.87)
-#     3x3     bfloat16   1.18 to 2.97 (1.74)  1.27 to 2.61 (1.70)  1.28 to 3.31 (2.24)
-#     4x4     float32    0.98 to 2.49 (1.64)  1.20 to 3.09 (1.82)  1.01 to 2.80 (1.87)
-#     4x4     bfloat16   1.26 to 3.45 (1.91)  1.29 to 4.29 (1.96)  0.88 to 3.38 (2.07)
+#     kernel  dtype     forward              input gradient       weight gradient
+#     3x3, 1  float32   1.23 to 2.58 (1.78)  1.01 to 2.39 (1.61)  0.87 to 3.36 (1.91)
+#     3x3, 1  bfloat16  1.17 to 2.79 (1.80)  0.89 to 2.65 (1.68)  1.52 to 3.71 (2.24)
+#     3x3, 2  float32   1.00 to 2.60 (1.41)  0.81 to 2.59 (1.57)  1.00 to 2.92 (1.74)
+#     3x3, 2  bfloat16  0.99 to 2.42 (1.54)  1.12 to 3.31 (1.88)  1.21 to 3.39 (1.91)
+#     4x4, 2  float32   1.09 to 2.76 (1.74)  1.12 to 3.44 (1.83)  1.22 to 3.23 (1.91)
+#     4x4, 2  bfloat16  1.30 to 3.11 (1.91)  1.30 to 4.20 (1.93)  0.87 to 4.15 (2.10)
+#     5x5, 2  float32   1.18 to 2.10 (1.59)  1.07 to 3.39 (1.71)  1.11 to 3.25 (1.83)
+#     5x5, 2  bfloat16  1.13 to 2.81 (1.63)  1.22 to 3.90 (1.86)  1.31 to 3.52 (2.00)
 #
-#     3x3     float32    1.12 to 2.52 (1.64)  1.09 to 2.85 (1.64)  1.20 to 2.71 (1.83)
-#     3x3     bfloat16   1.10 to 3.23 (1.83)  1.16 to 4.02 (1.73)  1.23 to 3.25 (2.05)
-#     4x4     float32    1.22 to 3.17 (1.73)  1.27 to 3.75 (1.96)  1.11 to 3.24 (1.68)
-#     4x4     bfloat16   1.15 to 3.24 (1.70)  1.55 to 3.35 (2.15)  1.26 to 3.36 (2.00)
+#     3x3, 1  float32   1.14 to 2.54 (1.70)  1.02 to 3.74 (1.66)  1.13 to 2.82 (1.87)
+#     3x3, 1  bfloat16  1.11 to 3.23 (1.81)  0.92 to 2.65 (1.68)  1.46 to 3.33 (2.16)
+#     3x3, 2  float32   0.97 to 3.10 (1.49)  0.92 to 4.49 (1.96)  0.89 to 2.90 (1.46)
+#     3x3, 2  bfloat16  0.86 to 2.74 (1.52)  1.26 to 3.06 (2.00)  1.08 to 2.91 (1.74)
+#     4x4, 2  float32   1.02 to 2.93 (1.75)  1.29 to 3.29 (2.06)  1.08 to 2.46 (1.66)
+#     4x4, 2  bfloat16  0.94 to 3.00 (1.77)  1.81 to 3.82 (2.38)  0.99 to 2.99 (1.95)
+#     5x5, 2  float32   1.07 to 2.60 (1.58)  1.25 to 2.62 (1.79)  1.13 to 2.80 (1.59)
+#     5x5, 2  bfloat16  1.00 to 2.88 (1.53)  1.27 to 3.35 (1.96)  1.19 to 2.74 (1.73)
 #
 # A tile that is not full costs as much: maps of 3x3 and 1x1 in tiles of two took up to three times
 # PyTorch's time. Below 8 tiles the transform of a wide weight is the larger part; with 16 channels
@@ -232,20 +246,28 @@ SMALL_PAIRS, SMALL_PRODUCTS = 8192, 1 << 22  # of channels, and of all pixels by
 LEAST_SMALL_TILES, FULL_SMALL = 2, 0.5
 # In contiguous memory, which is put in order first: pixels of the convolution's input.
 LEAST_PIXELS = 16
+# Of a weight gradient whose phases have unequal taps: to one pixel of all maps. With more the sums
+# of all points take as long to put together as to add up.
+UNEVEN_PAIRS_OF_A_PIXEL = 128
 # Of layers with few channels on a side: up to how many pixels of all maps, and numbers of the other
 # side in those, transforms and orders of memory take less than the products that are saved.
 FEW_CHANNELS, FEW_PIXELS, FEW_NUMBERS = 16, 2048, 1 << 18
 
 
-def points(size: int, kernel: int, *, mixed: bool) -> int:
-    """Along one side of a map: points at which a phase is multiplied, as csrc/cpu/winograd_plan.h
-    cuts the side into tiles of two (`mixed`: and of three).
+def mixes(kernel: int, stride: int) -> bool:
+    """Whether there are tiles of three beside those of two: with two taps in a phase."""
+    return -(-kernel // stride) == 2
+
+
+def products(size: int, kernel: int, stride: int, *, mixed: bool) -> int:
+    """Along one side of a map: how often a channel is multiplied, in all phases together, as
+    csrc/cpu/winograd_plan.h cuts the side into tiles of two (`mixed`: and of three).
     """
-    taps = kernel // KERNELS[kernel, kernel][0]
+    two, three = kernel + stride, kernel + 2 * stride
     if not mixed or size == 1:
-        return -(-size // 2) * (taps + 1)
+        return -(-size // 2) * two
     twos = -size % 3
-    return (size - 2 * twos) // 3 * (taps + 2) + twos * (taps + 1)
+    return (size - 2 * twos) // 3 * three + twos * two
 
 
 def forward_wins(*arguments: Any) -> bool:
@@ -289,9 +311,11 @@ def _wins(
         mixed_pixels = MIXED_PIXELS_OF_WEIGHT_GRADIENT
     else:
         mixed_pixels = max(MIXED_PIXELS, 0 if operand_is_map else pairs // MIXED_SHARE)
-    mixed = stride == 2 and pixels >= mixed_pixels
-    multiplied = points(height, kernel, mixed=mixed) * points(width, kernel, mixed=mixed)
-    in_full_tiles = height * width * (kernel // stride + 1) ** 2 / 4
+    mixed = mixes(kernel, stride) and pixels >= mixed_pixels
+    multiplied = products(height, kernel, stride, mixed=mixed) * products(
+        width, kernel, stride, mixed=mixed
+    )
+    in_full_tiles = height * width * (kernel + stride) ** 2 / 4
     small = pairs <= SMALL_PAIRS and pixels * pairs * kernel**2 <= SMALL_PRODUCTS
     least_tiles, full = (LEAST_SMALL_TILES, FULL_SMALL) if small else (LEAST_TILES, FULL)
     return (
@@ -299,18 +323,35 @@ def _wins(
         and images * -(-height // 2) * -(-width // 2) >= least_tiles
         and in_full_tiles >= full * multiplied
         and (is_channels_last(operand, weight) or height * width * stride * stride >= LEAST_PIXELS)
-        and _pays_with_few_channels(operand, weight, pixels, weight_gradient)
+        and not (
+            weight_gradient and kernel % stride != 0 and pairs > UNEVEN_PAIRS_OF_A_PIXEL * pixels
+        )
+        and _pays_with_few_channels(
+            operand,
+            weight,
+            pixels,
+            stride,
+            back=operand_is_map and not weight_gradient,
+            weight_gradient=weight_gradient,
+        )
         and compiled.cpu_version() != "portable"
         and variables.read("FASTGEN_WINOGRAD") != "off"
     )
 
 
 def _pays_with_few_channels(
-    operand: Tensor, weight: Tensor, pixels: int, weight_gradient: bool
+    operand: Tensor,
+    weight: Tensor,
+    pixels: int,
+    stride: int,
+    *,
+    back: bool,
+    weight_gradient: bool,
 ) -> bool:
+    """`back`: from the map to the convolution's input."""
     if min(weight.shape[:2]) > FEW_CHANNELS:
         return True
     large = pixels * max(weight.shape[:2]) >= FEW_NUMBERS
     if operand.dtype == torch.bfloat16:
-        return weight.shape[2] == 4 or weight_gradient or not (large or pixels > FEW_PIXELS)
-    return is_channels_last(operand, weight) or not large
+        return stride == 2 or weight_gradient or not (large or pixels > FEW_PIXELS)
+    return is_channels_last(operand, weight) or not large or (stride == 2 and back)

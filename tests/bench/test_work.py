@@ -77,7 +77,8 @@ def test_work_is_continued_to_any_batch() -> None:
 
 def test_winograds_method_multiplies_less_where_there_is_a_kernel_for_it() -> None:
     for kernel, stride, channels, share in (
-        (3, 1, 32, 16 / 36), (4, 2, 16, 9 / 16), (4, 2, 24, 1), (4, 1, 16, 1), (5, 2, 16, 1),
+        (3, 1, 32, 16 / 36), (4, 2, 16, 9 / 16), (4, 2, 24, 1), (4, 1, 16, 1), (5, 2, 16, 49 / 100),
+        (3, 2, 16, 25 / 36), (5, 1, 16, 1), (6, 2, 16, 1),
     ):  # fmt: skip
         x, w = (
             torch.randn(2, 16, 8, 8, requires_grad=True),

@@ -29,18 +29,26 @@ KERNELS = (
     "conv_transpose2d_bias_leaky_relu_winograd",
 )
 
-# (batch, channels, height, width, filters, kernel, padding)
+# (batch, channels, height, width, filters, kernel, stride, padding)
 GEOMETRIES = [
-    (1, 16, 4, 4, 16, 4, (1, 1)),
-    (2, 32, 8, 10, 48, 4, (1, 1)),
-    (3, 48, 11, 7, 32, 4, (0, 3)),
-    (40, 16, 6, 6, 32, 4, (2, 1)),
-    (1, 16, 30, 34, 80, 4, (1, 0)),
-    (70, 32, 4, 4, 64, 4, (1, 1)),
-    (1, 16, 3, 3, 16, 3, (0, 0)),
-    (2, 48, 8, 8, 32, 3, (1, 1)),
-    (3, 32, 5, 13, 80, 3, (2, 0)),
-    (50, 16, 4, 6, 32, 3, (1, 1)),
+    (1, 16, 4, 4, 16, 4, 2, (1, 1)),
+    (2, 32, 8, 10, 48, 4, 2, (1, 1)),
+    (3, 48, 11, 7, 32, 4, 2, (0, 3)),
+    (40, 16, 6, 6, 32, 4, 2, (2, 1)),
+    (1, 16, 30, 34, 80, 4, 2, (1, 0)),
+    (70, 32, 4, 4, 64, 4, 2, (1, 1)),
+    (1, 16, 3, 3, 16, 3, 1, (0, 0)),
+    (2, 48, 8, 8, 32, 3, 1, (1, 1)),
+    (3, 32, 5, 13, 80, 3, 1, (2, 0)),
+    (50, 16, 4, 6, 32, 3, 1, (1, 1)),
+    (1, 16, 4, 4, 16, 3, 2, (1, 1)),
+    (3, 48, 11, 8, 32, 3, 2, (0, 2)),
+    (40, 16, 6, 7, 32, 3, 2, (1, 1)),
+    (1, 16, 30, 33, 80, 3, 2, (1, 0)),
+    (1, 16, 4, 4, 16, 5, 2, (2, 2)),
+    (3, 48, 11, 8, 32, 5, 2, (0, 4)),
+    (40, 16, 6, 8, 32, 5, 2, (2, 1)),
+    (1, 16, 30, 33, 80, 5, 2, (2, 0)),
 ]
 
 
@@ -56,10 +64,10 @@ def program(request) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_every_pass_piece_by_piece(program, tmp_path, geometry, dtype, mixed):
-    n, c, height, width, k, kernel, padding = geometry
+    n, c, height, width, k, kernel, stride, padding = geometry
     draw = random.Random(str((geometry, dtype, mixed)))
-    stride, kind = 2 if kernel == 4 else 1, DTYPES[dtype]
-    mixed = mixed and stride == 2
+    kind = DTYPES[dtype]
+    mixed = mixed and -(-kernel // stride) == 2
     last = {"memory_format": torch.channels_last}
     x = torch.randn(n, c, height, width).to(kind).contiguous(**last)
     w = torch.randn(k, c, kernel, kernel).to(kind)

@@ -40,7 +40,12 @@ WIDE = [
     (16, 48, 8, 6, 4, 2, 1),
     (32, 16, 7, 9, 4, 2, 0),
     (16, 16, 6, 9, 4, 2, 3),
+    (32, 16, 8, 5, 3, 2, 1),
+    (16, 48, 5, 9, 3, 2, 2),
+    (16, 32, 8, 6, 5, 2, 2),
+    (48, 16, 7, 10, 5, 2, 1),
 ]
+KINDS = [(kernel, stride) for (kernel, _), (stride, _) in cpu_winograd.KINDS]
 
 
 def geometry_of(stride: int, padding: int, *, transposed: bool = False) -> Geometry:
@@ -80,7 +85,15 @@ def test_first_and_second_gradients_pass_gradcheck(monkeypatch, name, wide, slop
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "wide", [*WIDE, (64, 80, 10, 6, 3, 1, 1), (80, 64, 12, 8, 4, 2, 1)], ids=str
+    "wide",
+    [
+        *WIDE,
+        (64, 80, 10, 6, 3, 1, 1),
+        (80, 64, 12, 8, 4, 2, 1),
+        (80, 64, 11, 8, 3, 2, 1),
+        (64, 80, 9, 12, 5, 2, 2),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("name", [CONV, UP])
 def test_is_as_accurate_as_pytorch_through_the_second_order(monkeypatch, name, wide, dtype, layout):
@@ -95,7 +108,16 @@ def test_is_as_accurate_as_pytorch_through_the_second_order(monkeypatch, name, w
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
-@pytest.mark.parametrize("wide", [*WIDE, (48, 32, 33, 20, 3, 1, 1), (32, 48, 24, 40, 4, 2, 1)])
+@pytest.mark.parametrize(
+    "wide",
+    [
+        *WIDE,
+        (48, 32, 33, 20, 3, 1, 1),
+        (32, 48, 24, 40, 4, 2, 1),
+        (48, 32, 33, 40, 3, 2, 1),
+        (32, 48, 24, 37, 5, 2, 2),
+    ],
+)
 def test_every_layout_gives_the_same_bits_in_the_layout_that_pytorch_would_answer_in(wide, dtype):
     stride, padding = wide[-2:]
     geometries = geometry_of(stride, padding), geometry_of(stride, padding, transposed=True)
@@ -132,11 +154,11 @@ def test_every_layout_gives_the_same_bits_in_the_layout_that_pytorch_would_answe
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("kernel", "batch"), [(3, 4), (4, 3), (4, 4)])  # (4, 4): tiles of three
-def test_long_sums_are_as_accurate_as_pytorchs(kernel, batch, dtype):
+@pytest.mark.parametrize("batch", [3, 4])  # 4: tiles of three
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_long_sums_are_as_accurate_as_pytorchs(kernel, stride, batch, dtype):
     """Of pictures with a mean, as they come out of a leaky ReLU: nothing cancels there that does
     not cancel in PyTorch."""
-    stride = kernel - 2
     x = (
         torch.randn(batch, 256, 8 * stride, 8 * stride)
         .add(1)
@@ -154,10 +176,9 @@ def test_long_sums_are_as_accurate_as_pytorchs(kernel, batch, dtype):
 
 
 @pytest.mark.parametrize("weights", [LAST, torch.contiguous_format, None], ids=str)
-@pytest.mark.parametrize("padding", range(4))
-@pytest.mark.parametrize("kernel", [3, 4])
-def test_every_size_and_padding_against_float64(kernel, padding, weights):
-    stride = kernel - 2
+@pytest.mark.parametrize("padding", range(5))
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_every_size_and_padding_against_float64(kernel, stride, padding, weights):
     if padding >= kernel:
         pytest.skip("such padding is not taken")
     geometry = geometry_of(stride, padding)
@@ -193,7 +214,8 @@ def test_every_size_and_padding_against_float64(kernel, padding, weights):
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize("height", range(1, 9))
-def test_maps_are_cut_into_tiles_of_two_and_three(height, dtype):
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_maps_are_cut_into_tiles_of_two_and_three(kernel, height, dtype):
     geometry = geometry_of(2, 1)
     for width in (1, 2, 3, 4, 7, 8, 9):
         batch = -(-cpu_winograd.MIXED_PIXELS_OF_WEIGHT_GRADIENT // (height * width))
@@ -201,7 +223,7 @@ def test_maps_are_cut_into_tiles_of_two_and_three(height, dtype):
             torch.randn(shape).to(dtype).contiguous(memory_format=LAST)
             for shape in (
                 (batch, 16, 2 * height, 2 * width),
-                (48, 16, 4, 4),
+                (48, 16, kernel, kernel),
                 (batch, 48, height, width),
             )
         )
@@ -224,8 +246,7 @@ def test_maps_are_cut_into_tiles_of_two_and_three(height, dtype):
 @pytest.mark.parametrize("rows", [1, 30, 100])
 def test_large_pictures_are_cut_and_joined(rows):
     """Many blocks of tiles in one picture, and pictures of one row of tiles."""
-    for kernel in (3, 4):
-        stride = kernel - 2
+    for kernel, stride in KINDS:
         x = torch.randn(1, 32, 2 * rows * stride, 140).contiguous(memory_format=LAST)
         w = torch.randn(32, 32, kernel, kernel)
         geometry = geometry_of(stride, 1)
@@ -273,10 +294,9 @@ def weight_gradient_by_definition(x, w, g, stride):
 
 @pytest.mark.parametrize("batch", [2, 160])  # so many that a weight gradient is cut
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
-@pytest.mark.parametrize("kernel", [3, 4])
-def test_what_is_not_finite_is_what_the_definition_says(kernel, dtype, batch):
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_what_is_not_finite_is_what_the_definition_says(kernel, stride, dtype, batch):
     """Also where a transform would carry it to the other outputs of its tile."""
-    stride = kernel - 2
     x, w = torch.randn(batch, 16, 10, 12), torch.randn(32, 16, kernel, kernel)
     g = torch.randn(F.conv2d(x, w, None, stride, 1).shape)
     x[0, 3, 4, 5], x[0, 9, 4, 11], x[1, 0, 0, 0] = torch.inf, -torch.inf, torch.nan
@@ -299,9 +319,8 @@ def test_what_is_not_finite_is_what_the_definition_says(kernel, dtype, batch):
 
 
 @pytest.mark.parametrize("batch", [2, 40])
-@pytest.mark.parametrize("kernel", [3, 4])
-def test_where_only_a_transform_overflows_the_result_is_right(kernel, batch):
-    stride = kernel - 2
+@pytest.mark.parametrize(("kernel", "stride"), KINDS)
+def test_where_only_a_transform_overflows_the_result_is_right(kernel, stride, batch):
     x, w = torch.randn(batch, 16, 10, 12), torch.randn(32, 16, kernel, kernel).sign() / 64
     g = torch.randn(F.conv2d(x, w, None, stride, 1).shape)
     flat, small = torch.full_like(x, 1 / 64), torch.full_like(g, 1 / 64)
@@ -363,8 +382,10 @@ def last(*shape: int, **options: object) -> torch.Tensor:
         ({"grad": last(2, 32, 4, 3)}, "must have shape"),
         ({"grad": torch.zeros(2, 32, 8, 4)[:, :, ::2]}, "grad must be contiguous or channels_last"),
         ({"grad": last(2, 32, 4, 4).double()}, "dtype of input"),
-        ({"kernel": (3, 4)}, "3x3 with stride 1 and of 4x4"),
-        ({"stride": 1}, "3x3 with stride 1 and of 4x4"),
+        ({"kernel": (3, 4)}, "3x3 with stride 1, and of 3x3, 4x4 and 5x5"),
+        ({"kernel": (6, 6)}, "3x3 with stride 1, and of 3x3, 4x4 and 5x5"),
+        ({"stride": 1}, "3x3 with stride 1, and of 3x3, 4x4 and 5x5"),
+        ({"stride": 3}, "3x3 with stride 1, and of 3x3, 4x4 and 5x5"),
         ({"padding": (4, 0)}, "padding must lie"),
         ({"padding": (-1, 0)}, "padding must lie"),
         ({"input": last(2, 16, 1, 9)}, "height must be at least 4"),
@@ -398,11 +419,12 @@ def everything():
     torch.manual_seed(0)
     o, results = torch.ops.fastgen, []
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        for n, c, f, size, kernel in (
-            (1, 32, 32, 40, 4), (33, 16, 48, 7, 3), (2, 80, 64, 18, 4), (5, 96, 160, 6, 3),
-            (9, 16, 32, 48, 4), (6, 32, 48, 31, 3), (1, 16, 32, 101, 3), (1, 32, 48, 128, 4),
+        for n, c, f, size, kernel, stride in (
+            (1, 32, 32, 40, 4, 2), (33, 16, 48, 7, 3, 1), (2, 80, 64, 18, 4, 2),
+            (5, 96, 160, 6, 3, 1), (9, 16, 32, 48, 4, 2), (6, 32, 48, 31, 3, 1),
+            (1, 16, 32, 101, 3, 1), (1, 32, 48, 128, 4, 2), (9, 48, 32, 33, 3, 2),
+            (3, 80, 64, 20, 5, 2), (1, 32, 16, 101, 5, 2), (2, 32, 160, 9, 3, 2),
         ):
-            stride = kernel - 2
             x = torch.randn(n, c, size, size).to(dtype)
             last = n % 2 == 0
             if last:
@@ -495,38 +517,53 @@ def test_the_rule_takes_it_where_it_was_measured_to_be_faster(monkeypatch):
 
 
 # How many images of such maps a pass takes at least: for 8 tiles, or for tiles of three, without
-# which those of 5x5 are not full; for 2 in small calls. (pass, kernel, map, channels and filters,
-# images)
+# which those of 5x5 are not full; for 2 in small calls; for enough pixels where the phases of a
+# weight gradient have unequal taps. (pass, kernel and stride, map, channels and filters, images)
+EVEN, UNEVEN = [(3, 1), (4, 2)], [(3, 2), (5, 2)]
+FORTH, BACK, OF_WEIGHT = "forward", "input_gradient", "weight_gradient"
 LEAST_IMAGES = [
-    *((pass_, kernel, size, (96, 96), images)
-      for pass_ in ("forward", "input_gradient", "weight_gradient")
-      for kernel in (3, 4)
+    *((pass_, kind, size, (96, 96), images)
+      for pass_, kinds in ((FORTH, KINDS), (BACK, KINDS), (OF_WEIGHT, EVEN))
+      for kind in kinds
       for size, images in (((4, 4), 2), ((2, 6), 3), ((6, 2), 3), ((9, 7), 1), ((7, 7), 1))),
-    ("forward", 4, (5, 5), (96, 96), 11), ("forward", 4, (5, 5), (128, 512), 21),
-    ("input_gradient", 4, (5, 5), (128, 512), 11), ("weight_gradient", 4, (5, 5), (128, 512), 41),
-    ("forward", 3, (5, 5), (96, 96), None), ("weight_gradient", 3, (9, 3), (96, 96), None),
-    *((pass_, kernel, size, (64, 128), images)
-      for pass_ in ("forward", "input_gradient", "weight_gradient")
-      for kernel in (3, 4)
+    *((OF_WEIGHT, kind, size, (96, 96), images)
+      for kind in UNEVEN
+      for size, images in (((4, 4), 5), ((2, 6), 6), ((6, 2), 6), ((9, 7), 2), ((9, 8), 1))),
+    *((FORTH, kind, (5, 5), channels, images)
+      for kind in ((3, 2), (4, 2)) for channels, images in (((96, 96), 11), ((128, 512), 21))),
+    *((pass_, kind, (5, 5), (128, 512), images)
+      for kind in ((3, 2), (4, 2)) for pass_, images in ((BACK, 11), (OF_WEIGHT, 41))),
+    (FORTH, (3, 1), (5, 5), (96, 96), None), (OF_WEIGHT, (3, 1), (9, 3), (96, 96), None),
+    (FORTH, (5, 2), (5, 5), (96, 96), None), (OF_WEIGHT, (5, 2), (5, 5), (96, 96), None),
+    *((pass_, kind, size, (64, 128), images)
+      for pass_, kinds in ((FORTH, KINDS), (BACK, KINDS), (OF_WEIGHT, EVEN))
+      for kind in kinds
       for size, images in (((4, 4), 1), ((2, 2), 2), ((3, 3), 1), ((1, 4), 1), ((1, 3), None))),
-    ("forward", 3, (4, 4), (80, 112), 2),  # too many pairs of channels to be small
+    *((OF_WEIGHT, kind, size, (64, 128), images)
+      for kind in UNEVEN for size, images in (((4, 4), 4), ((2, 2), 16))),
+    (FORTH, (3, 1), (4, 4), (80, 112), 2),  # too many pairs of channels to be small
 ]  # fmt: skip
 
 # And at most: where a small call ends, whose tiles need not be full, or a large one with few
-# channels. (pass, kernel, map, channels and filters, dtype, layout, images)
+# channels. (pass, kernel and stride, map, channels and filters, dtype, layout, images)
 SINGLE, HALF = DTYPES
 MOST_IMAGES = [
-    ("forward", 3, (3, 3), (32, 32), SINGLE, LAST, 50),
-    ("weight_gradient", 3, (5, 5), (32, 32), HALF, LAST, 18),
-    ("forward", 3, (8, 8), (16, 64), HALF, LAST, 32),
-    ("input_gradient", 3, (8, 8), (16, 64), HALF, LAYOUTS[0], 32),
-    ("input_gradient", 3, (8, 8), (256, 16), HALF, LAST, 15),
-    ("weight_gradient", 3, (8, 8), (16, 64), HALF, LAST, None),
-    ("forward", 4, (8, 8), (16, 64), HALF, LAYOUTS[0], None),
-    ("forward", 3, (8, 8), (32, 64), HALF, LAST, None),
-    ("forward", 3, (8, 8), (16, 64), SINGLE, LAST, None),
-    ("forward", 3, (8, 8), (16, 64), SINGLE, LAYOUTS[0], 63),
-    ("weight_gradient", 4, (8, 8), (128, 16), SINGLE, LAYOUTS[0], 31),
+    (FORTH, (3, 1), (3, 3), (32, 32), SINGLE, LAST, 50),
+    (OF_WEIGHT, (3, 1), (5, 5), (32, 32), HALF, LAST, 18),
+    (FORTH, (5, 2), (3, 3), (32, 32), SINGLE, LAST, 18),
+    (FORTH, (3, 1), (8, 8), (16, 64), HALF, LAST, 32),
+    (BACK, (3, 1), (8, 8), (16, 64), HALF, LAYOUTS[0], 32),
+    (BACK, (3, 1), (8, 8), (256, 16), HALF, LAST, 15),
+    (OF_WEIGHT, (3, 1), (8, 8), (16, 64), HALF, LAST, None),
+    (FORTH, (4, 2), (8, 8), (16, 64), HALF, LAYOUTS[0], None),
+    (FORTH, (3, 2), (8, 8), (16, 64), HALF, LAST, None),
+    (FORTH, (3, 1), (8, 8), (32, 64), HALF, LAST, None),
+    (FORTH, (3, 1), (8, 8), (16, 64), SINGLE, LAST, None),
+    (FORTH, (3, 1), (8, 8), (16, 64), SINGLE, LAYOUTS[0], 63),
+    (FORTH, (5, 2), (8, 8), (16, 64), SINGLE, LAYOUTS[0], 63),
+    (BACK, (3, 1), (8, 8), (16, 64), SINGLE, LAYOUTS[0], 63),
+    (BACK, (5, 2), (8, 8), (16, 64), SINGLE, LAYOUTS[0], None),
+    (OF_WEIGHT, (4, 2), (8, 8), (128, 16), SINGLE, LAYOUTS[0], 31),
 ]
 
 
@@ -534,8 +571,8 @@ MOST_IMAGES = [
 def test_the_rule_counts_tiles_and_how_full_they_are(monkeypatch, transposed):
     monkeypatch.setattr(compiled, "cpu_version", lambda: "avx512")
 
-    def takes(pass_, kernel, size, channels, images, dtype=torch.float32, layout=LAST):
-        stride, padding = kernel - 2, (1, 0)
+    def takes(pass_, kind, size, channels, images, dtype=torch.float32, layout=LAST):
+        (kernel, stride), padding = kind, (1, 0)
         wide = [(m - 1) * stride + kernel - 2 * p for m, p in zip(size, padding, strict=True)]
         geometry = geometry_of(stride, 1, transposed=transposed)._replace(padding=padding)
         shapes = [(images, n, *extent) for n, extent in zip(channels, (wide, size), strict=True)]
@@ -553,11 +590,11 @@ def test_the_rule_counts_tiles_and_how_full_they_are(monkeypatch, transposed):
 
     # A transposed convolution's passes are a convolution's, the other way round.
     other = {"forward": "input_gradient", "input_gradient": "forward"}
-    for pass_, kernel, size, channels, images in LEAST_IMAGES:
+    for pass_, kind, size, channels, images in LEAST_IMAGES:
         pass_ = other.get(pass_, pass_) if transposed else pass_
-        call = (pass_, kernel, size, channels)
+        call = (pass_, kind, size, channels)
         if images is None:
-            assert not takes(*call, 50 if kernel == 3 else 5), call
+            assert not takes(*call, 5 if cpu_winograd.mixes(*kind) else 50), call
             continue
         assert takes(*call, images), call
         assert not takes(*call, images, torch.float64), call
@@ -567,17 +604,21 @@ def test_the_rule_counts_tiles_and_how_full_they_are(monkeypatch, transposed):
         assert takes(*call, images or 200, dtype, layout), (call, dtype, layout)
         assert not images or not takes(*call, images + 1, dtype, layout), (call, dtype, layout)
     monkeypatch.setattr(compiled, "cpu_version", lambda: "portable")
-    assert not takes("forward", 4, (4, 4), (32, 32), 2)
+    assert not takes("forward", (4, 2), (4, 4), (32, 32), 2)
 
 
 def test_a_side_is_multiplied_at_as_few_points_as_can_be():
     """A tile of so many outputs takes one point less than outputs and taps together."""
-    for kernel, taps, mixed in ((3, 3, False), (4, 2, False), (4, 2, True)):
+    for kernel, stride, mixed in (
+        (3, 1, False), (3, 2, False), (3, 2, True), (4, 2, False), (4, 2, True), (5, 2, False),
+    ):  # fmt: skip
+        taps = [-(-(kernel - first) // stride) for first in range(stride)]
         for size in range(1, 30):
             least = min(
-                threes * (taps + 2) + twos * (taps + 1)
+                sum(threes * (n + 2) + twos * (n + 1) for n in taps)
                 for threes in range(size if mixed else 1)
                 for twos in range(size + 1)
                 if 3 * threes + 2 * twos >= size
             )
-            assert cpu_winograd.points(size, kernel, mixed=mixed) == least
+            assert cpu_winograd.products(size, kernel, stride, mixed=mixed) == least
+        assert cpu_winograd.mixes(kernel, stride) == (max(taps) == 2)
