@@ -44,8 +44,9 @@ def accelerate(
         channels_last: keep the weights of replaced convolutions in channels_last, so that they
             answer in it whatever layout the images have. `tensor.view` in a forward of the user's
             that does not fit this layout copies, as `reshape` does. What optimizers remember of the
-            weights is moved before their next step. In a model on a CPU with a `LayerNorm` of whole
-            maps, (C, H, W), which answers in contiguous memory, they stay as they are.
+            weights is moved before their next step. In a model on a CPU with an `InstanceNorm2d` or
+            a `LayerNorm` of whole maps, (C, H, W), which answer in contiguous memory, they stay as
+            they are.
         dry_run: change nothing; return the report of what would be.
         fold_batchnorm: fold each `BatchNorm2d` that stands in evaluation mode directly behind a
             convolution into it. Parameters and statistics stay as they are. The folded weights are

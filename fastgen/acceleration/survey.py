@@ -22,7 +22,7 @@ from .report import Row
 from .rerouting import Plan, is_users, mentions, mentions_rerouted
 from .tracing import NotTraceable, plan_of
 
-WHOLE_MAPS = "it answers in contiguous memory: with it in the model all weights stay as they are"
+CONTIGUOUS = "it answers in contiguous memory: with it in the model all weights stay as they are"
 LINEAR = "no activation that it could take in is known to be behind it, and alone it gains nothing"
 
 
@@ -42,9 +42,8 @@ class Survey:
         # Between layers in channels_last each of these would copy its map twice. On a GPU cuDNN
         # copies as much for every contiguous convolution.
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-        self.contiguous = {
-            id(m) for m in self.modules.values() if channels_last and on_cpu and _is_of_maps(m)
-        }
+        stay = channels_last and on_cpu
+        self.contiguous = {id(m) for m in self.modules.values() if stay and _answers_contiguous(m)}
         self.channels_last = channels_last and not self.contiguous
         self.names = {id(module): name or "(model)" for name, module in self.modules.items()}
         places = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
@@ -164,7 +163,7 @@ class Survey:
             elif parts:
                 yield Row(name, kind, f"part of {parts}", "")
             elif key in self.contiguous:
-                yield Row(name, kind, "", WHOLE_MAPS)
+                yield Row(name, kind, "", CONTIGUOUS)
             elif has_users_forward(module) and _is_replaced_on_the_instance(module):
                 yield Row(name, kind, "", "its forward was replaced on the instance")
             elif is_sequence(original_class(module)):
@@ -192,9 +191,13 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and is_candidate(module)
 
 
-def _is_of_maps(module: nn.Module) -> bool:
-    """Whether a module normalizes whole maps, (C, H, W), which it takes and gives contiguous."""
-    return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 3
+def _answers_contiguous(module: nn.Module) -> bool:
+    """Whether a module copies its maps into contiguous memory and answers there: a normalization of
+    whole maps, (C, H, W), or of each map of an image.
+    """
+    if isinstance(module, nn.LayerNorm):
+        return len(module.normalized_shape) == 3
+    return isinstance(module, nn.InstanceNorm2d)
 
 
 def _is_replaced_on_the_instance(module: nn.Module) -> bool:

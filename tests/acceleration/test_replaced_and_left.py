@@ -442,18 +442,26 @@ def test_a_model_that_is_one_layer_is_replaced():
 
 
 @pytest.mark.parametrize(
-    ("shape", "moves"), [((8, 16, 16), False), ((16,), True), ((16, 16), True)]
+    ("norm", "moves"),
+    [
+        (lambda: nn.LayerNorm((8, 16, 16)), False),
+        (lambda: nn.LayerNorm((16,)), True),
+        (lambda: nn.LayerNorm((16, 16)), True),
+        (lambda: nn.InstanceNorm2d(8), False),
+        (lambda: nn.GroupNorm(2, 8), True),
+        (lambda: nn.BatchNorm2d(8), True),
+    ],
+    ids=["maps", "rows", "planes", "instance", "group", "batch"],
 )
-def test_weights_stay_contiguous_beside_a_norm_of_whole_maps(shape, moves) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm(shape), nn.ReLU())
+def test_weights_stay_contiguous_beside_a_norm_that_answers_so(norm, moves) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm(), nn.ReLU())
     asked = accelerate(model, channels_last=False, dry_run=True)
-    assert not any(row.kind == "LayerNorm" for row in asked.left)
+    assert not any("contiguous" in row.why for row in asked.left)
     report = accelerate(model)
     moved = model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert moved == moves
-    reasons = [row.why for row in report.left if row.kind == "LayerNorm"]
-    assert bool(reasons) != moves
-    assert all("contiguous" in reason for reason in reasons)
+    reasons = [row.kind for row in report.left if "contiguous" in row.why]
+    assert reasons == ([] if moves else [type(model[1]).__name__])
     answer = model[:1](torch.randn(2, 3, 16, 16))
     assert answer.is_contiguous(memory_format=torch.channels_last) == moves
 
