@@ -26,7 +26,7 @@ std::int64_t lanes_of(const WinogradShape& shape, std::int64_t panel) {
 template <typename W, typename T>
 void transform_panel(const WinogradCall& call, std::int64_t panel, Element<T>* to) {
   transform_weight<W, T, true>(call, panel * kWinogradPanel, lanes_of(call.shape, panel),
-                               {0, W::kPhases}, call.shape.channels * kWinogradPanel, to);
+                               {0, W::kPhases}, to);
 }
 
 template <typename W, typename T>

@@ -84,8 +84,7 @@ void finish(const WinogradCall& call, const Place<To>& place, std::int64_t first
         Vector<Wide<T>>* step = taps + d * W::kTaps;
         Finite<Wide<T>> finite;
         for (int phase = 0; phase < W::kPhases; ++phase) {
-          const Wide<T>* from =
-              sums + (phase * channels + c + d) * kWinogradPanel + l;
+          const Wide<T>* from = sums + (phase * channels + c + d) * kWinogradPanel + l;
           finish_phase<W, Wide<T>>(phase, from, plane, step, finite);
         }
         const bool exactly = call.plan.segments == 1 && !finite.all_were();
@@ -131,11 +130,11 @@ void add_step(const WinogradCall& call, const Memory<T>& memory, const Part& par
   constexpr int kElements = Format<T>::kElements;
   const Corner corner = corner_of(tiles, first);
   transform_steps<W, T>(tiles, corner, count, part.channels,
-                        Inputs<W, T, Tile>{call, part.channel, memory.zeros}, memory.inputs,
-                        memory.input_plane, memory.numbers, part.channels, 0);
+                        Inputs<W, T, Tile>{call, part.channel, memory.zeros},
+                        {memory.input_plane, memory.numbers, part.channels, 0}, memory.inputs);
   transform_steps<W, T>(tiles, corner, count, part.filters,
-                        Map<T, Tile>{call, part.filter, memory.zeros}, memory.maps,
-                        memory.map_plane, kWinogradPanel, 0, memory.panel_size);
+                        Map<T, Tile>{call, part.filter, memory.zeros},
+                        {memory.map_plane, kWinogradPanel, 0, memory.panel_size}, memory.maps);
   const auto multiply_phases = [&](int p, Phases phases, bool add) {
     const std::int64_t row = phases.first * part.channels;
     const std::int64_t rows = (phases.stop - phases.first) * part.channels;
@@ -163,16 +162,19 @@ void add_step(const WinogradCall& call, const Memory<T>& memory, const Part& par
   });
 }
 
-// Sums to which no tile was added: a point or a phase of it that only tiles of three have, or all.
+// Sums to which no tile was added: of a point of a phase that only tiles of three have, or all.
 template <typename W, typename T>
 void clear_others(const Memory<T>& memory, const Started<W>& started, const Part& part) {
   const std::int64_t size = part.channels * kWinogradPanel;
-  for (int p = 0; p < W::kPoints; ++p) {
-    for (int phase = 0; phase < W::kPhases; ++phase) {
-      for (std::int64_t panel = 0; panel < part.panels && !started[p][phase]; ++panel) {
-        clear(memory.sums + p * memory.sums_plane + panel * memory.sums_panel + phase * size, size);
-      }
-    }
+  for (int phase = 0; phase < W::kPhases; ++phase) {
+    by_phase<W>(phase, [&](auto taps) {
+      every_point<typename W::template Weight<decltype(taps)>, W::kSide>([&](int p) {
+        Wide<T>* sums = memory.sums + p * memory.sums_plane + phase * size;
+        for (std::int64_t panel = 0; panel < part.panels && !started[p][phase]; ++panel) {
+          clear(sums + panel * memory.sums_panel, size);
+        }
+      });
+    });
   }
 }
 

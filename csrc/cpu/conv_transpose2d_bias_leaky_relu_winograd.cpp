@@ -41,8 +41,7 @@ std::int64_t transform_panels(const WinogradCall& call, std::int64_t index, std:
   const Panel panel = panel_of<W>(call.shape, index);
   const std::int64_t count = winograd::at_most(W::kPhases - panel.phase, end - index);
   transform_weight<W, T, false>(call, panel.first, panel.lanes,
-                                {panel.phase, panel.phase + static_cast<int>(count)},
-                                panel_size<W>(call.shape), to);
+                                {panel.phase, panel.phase + static_cast<int>(count)}, to);
   return count;
 }
 
@@ -275,24 +274,23 @@ struct Memory {
 template <typename W, typename T>
 void multiply_block(const WinogradShape& shape, const Block<T>& block, const Panel& panel,
                     const Memory<T>& memory, const Element<T>* weight) {
-  // Points a side, of the largest tile.
-  const auto points = [](int first) { return (W::kKernel - first - 1) / W::kStride + W::kMost; };
-  const int rows = points(W::row_of(panel.phase)), columns = points(W::column_of(panel.phase));
   const std::int64_t* begin = block.begin;
-  for (int p = 0; p < W::kPoints; ++p) {
-    const int row = p / W::kSide, column = p % W::kSide;
-    if (row >= rows || column >= columns) continue;
-    // The last point of tiles of three is theirs alone.
-    const bool high = W::kMost == 3 && row == rows - 1;
-    const bool wide = W::kMost == 3 && column == columns - 1;
-    const std::int64_t from = high ? begin[1] : 0;
-    const std::int64_t to = wide ? begin[2] : high ? begin[3] : begin[kWinogradKinds];
-    if (from == to) continue;
-    multiply({memory.tiles + p * memory.plane + from * memory.row, to - from, memory.row, 1, 0,
-              shape.filters, Format<T>::kElements, weight + p * memory.weight_plane,
-              kWinogradPanel, panel.lanes / kLanes<Wide<T>>,
-              memory.sums + p * memory.sums_plane + from * kWinogradPanel, kWinogradPanel, false});
-  }
+  by_phase<W>(panel.phase, [&](auto taps) {
+    using S = typename W::template Weight<decltype(taps)>;
+    every_point<S, W::kSide>([&](int p) {
+      // The last point of tiles of three is theirs alone.
+      const bool high = W::kMost == 3 && p / W::kSide == S::Rows::kRows - 1;
+      const bool wide = W::kMost == 3 && p % W::kSide == S::Columns::kRows - 1;
+      const std::int64_t from = high ? begin[1] : 0;
+      const std::int64_t to = wide ? begin[2] : high ? begin[3] : begin[kWinogradKinds];
+      if (from == to) return;
+      multiply({memory.tiles + p * memory.plane + from * memory.row, to - from, memory.row, 1, 0,
+                shape.filters, Format<T>::kElements, weight + p * memory.weight_plane,
+                kWinogradPanel, panel.lanes / kLanes<Wide<T>>,
+                memory.sums + p * memory.sums_plane + from * kWinogradPanel, kWinogradPanel,
+                false});
+    });
+  });
 }
 
 template <typename W, typename T>

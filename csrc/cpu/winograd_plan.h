@@ -34,10 +34,10 @@ struct Cut {
   std::int64_t at(std::int64_t tile) const { return 2 * tile + at_most(tile, threes); }
 };
 
-// Whether there should be tiles of three: of two taps they take four points for three outputs, of
-// one three, and tiles of two take three and two for two. But a weight has more points then, and sizes
-// of tiles are computed one after the other; that pays from `least_pixels` pixels of all images' maps
-// on.
+// Whether there should be tiles of three: for three outputs they take four points of two taps and
+// three of one, tiles of two for two outputs three and two. But a weight has more points then, and
+// sizes of tiles are computed one after the other; that pays from `least_pixels` pixels of all images'
+// maps on.
 inline bool mixes(const WinogradShape& shape, std::int64_t least_pixels) {
   const auto has_three = [](std::int64_t size) { return size == 3 || size >= 5; };
   return taps(shape, 0) == 2 && shape.batch * shape.map_height * shape.map_width >= least_pixels &&

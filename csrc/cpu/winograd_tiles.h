@@ -99,8 +99,8 @@ struct Inputs {
   }
   // run(transform) for that of a phase.
   template <typename Run>
-  FASTGEN_INLINE void by_transform(int phase, const Run& run) const {
-    by_phase<W>(phase, [&](auto taps) __attribute__((always_inline)) {
+  void by_transform(int phase, const Run& run) const {
+    by_phase<W>(phase, [&](auto taps) {
       run(typename Tile::template Input<decltype(taps)>{});
     });
   }
@@ -122,7 +122,7 @@ struct Map {
         shape.map_height, shape.map_width, shape.filters, corner.row, corner.column, 1, zeros);
   }
   template <typename Run>
-  FASTGEN_INLINE void by_transform(int, const Run& run) const {
+  void by_transform(int, const Run& run) const {
     run(typename Tile::Map{});
   }
 };
@@ -185,81 +185,95 @@ class Walk {
   Pixels pixels_[2][kTogether][Source::kPhases];
 };
 
-// Transforms the pixels of `count` tiles of one size from `first` on, a row each: point p of channel
-// c of the t-th, in phase f, lies at to + p * plane + t * row + f * channels + c.
+// Transforms the pixels of a tile by S: point p of channel c lies at to + p * plane + c. Asks for the
+// `next` ones on the way.
+template <typename W, typename T, typename S, typename Pixels>
+inline void transform_row(const Pixels& pixels, const Pixels& next, std::int64_t channels,
+                          typename Format<T>::Element* to, std::int64_t plane) {
+  constexpr std::int64_t kWidth = kLanes<Wide<T>>;
+  std::int64_t c = 0;
+  if constexpr (Format<T>::kElements == 2) {
+    for (; c + 2 * kWidth <= channels; c += 2 * kWidth) {
+      Vector<Wide<T>> out[2][W::kPoints];
+      next.template ask_for<S>(c);
+      transform_pixels<S, W::kSide, T, EverySecond<0>>(pixels, c, out[0]);
+      transform_pixels<S, W::kSide, T, EverySecond<1>>(pixels, c, out[1]);
+      every_point<S, W::kSide>([&](int p) __attribute__((always_inline)) {
+        const Vector<Wide<T>> both[2] = {out[0][p], out[1][p]};
+        store_step(to + c + p * plane, both);
+      });
+    }
+  }
+  for (; c < channels; c += kWidth) {
+    Vector<Wide<T>> out[W::kPoints];
+    next.template ask_for<S>(c);
+    transform_pixels<S, W::kSide, T, Neighbours>(pixels, c, out);
+    every_point<S, W::kSide>(
+        [&](int p) __attribute__((always_inline)) { store(to + c + p * plane, out[p]); });
+  }
+}
+
+// The pixels of `count` tiles of one size from `first` on, a row each: point p of channel c of the
+// t-th, in phase f, lies at to + p * plane + t * row + f * channels + c.
 template <typename W, typename T, typename Source>
 inline void transform_rows(const winograd::Tiles& tiles, Corner first, std::int64_t count,
                            std::int64_t channels, const Source& source,
                            typename Format<T>::Element* to, std::int64_t plane, std::int64_t row) {
-  constexpr std::int64_t kWidth = kLanes<Wide<T>>;
   for (Walk<Source, 1> walk(tiles, first, count, source); walk.step(); to += row) {
     for (int phase = 0; phase < Source::kPhases; ++phase) {
-      source.by_transform(phase, [&](auto of_phase) __attribute__((always_inline)) {
-        using S = decltype(of_phase);
-        const auto& pixels = walk.pixels(0, phase);
-        const auto& next = walk.next(0, phase);
-        std::int64_t c = 0;
-        if constexpr (Format<T>::kElements == 2) {
-          for (; c + 2 * kWidth <= channels; c += 2 * kWidth) {
-            auto* place = to + phase * channels + c;
-            Vector<Wide<T>> out[2][W::kPoints];
-            next.template ask_for<S>(c);
-            transform_pixels<S, W::kSide, T, EverySecond<0>>(pixels, c, out[0]);
-            transform_pixels<S, W::kSide, T, EverySecond<1>>(pixels, c, out[1]);
-            every_point<S, W::kSide>([&](int p) __attribute__((always_inline)) {
-              const Vector<Wide<T>> both[2] = {out[0][p], out[1][p]};
-              store_step(place + p * plane, both);
-            });
-          }
-        }
-        for (; c < channels; c += kWidth) {
-          auto* place = to + phase * channels + c;
-          Vector<Wide<T>> out[W::kPoints];
-          next.template ask_for<S>(c);
-          transform_pixels<S, W::kSide, T, Neighbours>(pixels, c, out);
-          every_point<S, W::kSide>(
-              [&](int p) __attribute__((always_inline)) { store(place + p * plane, out[p]); });
-        }
+      source.by_transform(phase, [&](auto transform) {
+        transform_row<W, T, decltype(transform)>(walk.pixels(0, phase), walk.next(0, phase),
+                                                 channels, to + phase * channels, plane);
       });
     }
   }
 }
 
-// The same for products that add up over tiles: kElements neighbouring tiles make a step, and c of
-// step t lies at to + p * plane + (t * row + f * phase_step + c) * kElements. With `panel_step` > 0
-// the columns lie in panels of kWinogradPanel, so many elements apart. Behind the last of an odd
-// number of tiles is 0.
+// How products that add up over tiles lie in memory: kElements neighbouring tiles make a step, and c
+// of step t lies at p * plane + (t * row + f * phase_step + c) * kElements. With `panel_step` > 0 the
+// columns lie in panels of kWinogradPanel, so many elements apart.
+struct Steps {
+  std::int64_t plane, row, phase_step, panel_step;
+};
+
+// The tiles of one step in one phase, by S. Behind the last of an odd number of tiles is 0.
+template <typename W, typename T, typename S, typename Walk>
+inline void transform_step(const Walk& walk, int phase, std::int64_t channels, const Steps& steps,
+                           typename Format<T>::Element* to) {
+  constexpr int kElements = Format<T>::kElements;
+  constexpr std::int64_t kPanel = cpu::kWinogradPanel;
+  for (std::int64_t c = 0; c < channels; c += kLanes<Wide<T>>) {
+    const std::int64_t column = phase * steps.phase_step + c;
+    auto* place = to + (steps.panel_step > 0 ? column / kPanel * steps.panel_step +
+                                                   column % kPanel * kElements
+                                             : column * kElements);
+    Vector<Wide<T>> out[kElements][W::kPoints] = {};
+    FASTGEN_UNROLLED
+    for (int e = 0; e < kElements; ++e) {
+      walk.next(e, phase).template ask_for<S>(c);
+      if (walk.has(e)) {
+        transform_pixels<S, W::kSide, T, Neighbours>(walk.pixels(e, phase), c, out[e]);
+      }
+    }
+    every_point<S, W::kSide>([&](int p) __attribute__((always_inline)) {
+      Vector<Wide<T>> step[kElements];
+      for (int e = 0; e < kElements; ++e) step[e] = out[e][p];
+      store_step(place + p * steps.plane, step);
+    });
+  }
+}
+
+// The same of `count` tiles of one size from `first` on.
 template <typename W, typename T, typename Source>
 inline void transform_steps(const winograd::Tiles& tiles, Corner first, std::int64_t count,
-                            std::int64_t channels, const Source& source,
-                            typename Format<T>::Element* to, std::int64_t plane, std::int64_t row,
-                            std::int64_t phase_step, std::int64_t panel_step) {
-  constexpr int kSide = W::kSide, kElements = Format<T>::kElements;
-  constexpr std::int64_t kPanel = cpu::kWinogradPanel;
+                            std::int64_t channels, const Source& source, const Steps& steps,
+                            typename Format<T>::Element* to) {
+  constexpr int kElements = Format<T>::kElements;
   Walk<Source, kElements> walk(tiles, first, count, source);
-  for (; walk.step(); to += row * kElements) {
+  for (; walk.step(); to += steps.row * kElements) {
     for (int phase = 0; phase < Source::kPhases; ++phase) {
-      source.by_transform(phase, [&](auto of_phase) __attribute__((always_inline)) {
-        using S = decltype(of_phase);
-        for (std::int64_t c = 0; c < channels; c += kLanes<Wide<T>>) {
-          const std::int64_t column = phase * phase_step + c;
-          auto* place =
-              to + (panel_step > 0 ? column / kPanel * panel_step + column % kPanel * kElements
-                                   : column * kElements);
-          Vector<Wide<T>> out[kElements][W::kPoints] = {};
-          FASTGEN_UNROLLED
-          for (int e = 0; e < kElements; ++e) {
-            walk.next(e, phase).template ask_for<S>(c);
-            if (walk.has(e)) {
-              transform_pixels<S, kSide, T, Neighbours>(walk.pixels(e, phase), c, out[e]);
-            }
-          }
-          every_point<S, kSide>([&](int p) __attribute__((always_inline)) {
-            Vector<Wide<T>> step[kElements];
-            for (int e = 0; e < kElements; ++e) step[e] = out[e][p];
-            store_step(place + p * plane, step);
-          });
-        }
+      source.by_transform(phase, [&](auto transform) {
+        transform_step<W, T, decltype(transform)>(walk, phase, channels, steps, to);
       });
     }
   }

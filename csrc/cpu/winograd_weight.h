@@ -36,7 +36,7 @@ inline void load_neighbours(const T* weight, std::int64_t lane_step, Phases phas
   }
 }
 
-// Those of some phases.
+// The taps of some phases, of kLanes steps; others are left as they are.
 template <typename W, typename T>
 inline void load_taps(const T* weight, const std::int64_t (&strides)[4], std::int64_t lane_step,
                       std::int64_t depth_step, Phases phases, Vector<Wide<T>>* taps) {
@@ -142,11 +142,11 @@ inline void transform_taps(int phase, const Vector<Wide<T>>* taps,
 
 // A panel of the transformed weight as the right side of the products: columns are kWinogradPanel
 // filters (kFilters) or input channels from `first_lane` on, `lanes` of them, rows the other side's
-// channels; those of the next phase lie `phase_step` behind, those of the next point padded_plane(rows
-// of a panel * kWinogradPanel). A panel of filters has the rows of all phases.
+// channels, for filters those of every phase. A point begins padded_plane(rows * kWinogradPanel)
+// behind the other; of input channels each phase is a panel of its own, one behind the other.
 template <typename W, typename T, bool kFilters>
 inline void transform_weight(const cpu::WinogradCall& call, std::int64_t first_lane,
-                             std::int64_t lanes, Phases phases, std::int64_t phase_step,
+                             std::int64_t lanes, Phases phases,
                              typename Format<T>::Element* to) {
   constexpr int kWidth = kLanes<Wide<T>>, kElements = Format<T>::kElements;
   constexpr std::int64_t kPanel = cpu::kWinogradPanel;
@@ -154,6 +154,7 @@ inline void transform_weight(const cpu::WinogradCall& call, std::int64_t first_l
   const std::int64_t lane_step = call.weight_strides[kFilters ? 0 : 1];
   const std::int64_t depth_step = call.weight_strides[kFilters ? 1 : 0];
   const std::int64_t plane = winograd::padded_plane((kFilters ? W::kPhases : 1) * depth * kPanel);
+  const std::int64_t phase_step = kFilters ? depth * kPanel : W::kPoints * plane;
   for (std::int64_t l = 0; l < lanes; l += kWidth) {
     for (std::int64_t d = 0; d < depth; d += kWidth) {
       Vector<Wide<T>> taps[kWidth * W::kTaps];

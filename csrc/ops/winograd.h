@@ -35,8 +35,8 @@ inline cpu::WinogradShape winograd_shape(const Tensor& tensor, std::int64_t filt
                                          std::int64_t channels, std::int64_t kernel_h,
                                          std::int64_t kernel_w, std::int64_t stride,
                                          std::int64_t padding_h, std::int64_t padding_w) {
-  const bool small = stride == 1 && kernel_h == 3;
-  STD_TORCH_CHECK(kernel_h == kernel_w && (small || (stride == 2 && kernel_h >= 3 && kernel_h <= 5)),
+  const std::int64_t most = stride == 1 ? 3 : stride == 2 ? 5 : 0;
+  STD_TORCH_CHECK(kernel_h == kernel_w && kernel_h >= 3 && kernel_h <= most,
                   "Winograd's method is here for a kernel of 3x3 with stride 1, and of 3x3, 4x4 and "
                   "5x5 with stride 2 (got ", kernel_h, "x", kernel_w, " with stride ", stride, ")");
   STD_TORCH_CHECK(padding_h >= 0 && padding_w >= 0 && padding_h < kernel_h && padding_w < kernel_w,

@@ -120,7 +120,10 @@ for _pass, _wins, _only in (
     offer("image edge, turned round (C++)", ["cpp"], [CONV], [_pass], getattr(_turned, _pass),
           fits=getattr(_turned, f"takes_{_pass}"), expected=_wins,
           when=f"into 1 to 4 channels, kernel to 7, stride 1, {_FAST}{_only}")  # fmt: skip
-_WIDE = f"3x3 with stride 1 or 4x4 with stride 2, channels multiples of 16 on both sides, {_FAST}"
+_WIDE = (
+    "3x3 with stride 1 or 2, 4x4 or 5x5 with stride 2, channels multiples of 16 on both sides, "
+    f"{_FAST}"
+)
 for _pass, _wins in (
     ("forward", cpu_winograd.forward_wins),
     ("masked_forward", cpu_winograd.forward_wins),

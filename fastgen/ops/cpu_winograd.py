@@ -35,11 +35,12 @@ from .geometry import Geometry, belongs, is_channels_last
 from .layouts import is_channels_last_like, is_dense, same_order
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
-# Kernels and strides. A tuple: sizes that are symbols can only be compared.
+# Kernels and strides, as csrc/ops/winograd.h takes them and csrc/cpu/winograd_method.h names them.
 KINDS = (((3, 3), (1, 1)), ((3, 3), (2, 2)), ((4, 4), (2, 2)), ((5, 5), (2, 2)))
 CHANNELS = 16  # both numbers are multiples of it; csrc/cpu/winograd.h has the same number
-# Pixels of all maps from which tiles of three are used, as in csrc/cpu/winograd_plan.h; for a
-# convolution there must be as many too as its weight has pairs of channels over MIXED_SHARE.
+# Pixels of all maps from which tiles of three are used with two taps in a phase, as in
+# csrc/cpu/winograd_plan.h; for a convolution there must be as many too as its weight has pairs of
+# channels over MIXED_SHARE.
 MIXED_PIXELS, MIXED_PIXELS_OF_WEIGHT_GRADIENT, MIXED_SHARE = 256, 1024, 128
 
 
@@ -195,16 +196,24 @@ def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry:
     )
 
 
+def _is_kind(height: int, width: int, stride: tuple[int, int]) -> bool:
+    """Whether KINDS has it; one number after the other, since torch.compile with symbols for sizes
+    would work on a comparison of pairs for minutes.
+    """
+    if height != width or height < 3:
+        return False
+    return height <= 5 if stride == (2, 2) else stride == (1, 1) and height == 3
+
+
 def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    kernel = (weight.shape[2], weight.shape[3])
     return (
         operand.dtype in DTYPES
-        and (kernel, geometry.stride) in KINDS
+        and _is_kind(weight.shape[2], weight.shape[3], geometry.stride)
         and geometry.groups == 1
         and geometry.dilation == (1, 1)
         and weight.shape[0] % CHANNELS == 0
         and weight.shape[1] % CHANNELS == 0
-        and max(geometry.padding) < kernel[0]
+        and max(geometry.padding) < weight.shape[2]
         and operand.numel() > 0
     )
 
@@ -250,7 +259,8 @@ LEAST_PIXELS = 16
 # of all points take as long to put together as to add up.
 UNEVEN_PAIRS_OF_A_PIXEL = 128
 # Of layers with few channels on a side: up to how many pixels of all maps, and numbers of the other
-# side in those, transforms and orders of memory take less than the products that are saved.
+# side in those, transforms and orders of memory take less than the products that are saved. With
+# stride 2 that holds for contiguous float32 alone, and there not from the map to the input.
 FEW_CHANNELS, FEW_PIXELS, FEW_NUMBERS = 16, 2048, 1 << 18
 
 

@@ -7,12 +7,13 @@
 namespace host {
 
 // The pieces of a plan one by one, the last one first, each with scratch memory that ends where the
-// plan says and holds NaN before.
+// plan says and holds NaN before, or whatever `fill` makes as every byte.
 template <typename Call>
 void run_pieces(const Call& call,
-                void (*kernel)(const Call&, std::int64_t, std::int64_t, void*)) {
+                void (*kernel)(const Call&, std::int64_t, std::int64_t, void*), int fill = 0xff) {
   for (std::int64_t piece = call.plan.pieces; piece-- > 0;) {
     Buffer<char> scratch(call.plan.scratch_bytes);
+    std::memset(scratch.data(), fill, scratch.count());
     kernel(call, piece, piece + 1, scratch.data());
   }
 }

@@ -11,6 +11,9 @@ namespace kernels = fastgen::cpu::FASTGEN_CPU;
 
 namespace {
 
+// What memory holds before: 5e7 in float32 and BFloat16. The kernels would compute anew what NaN makes.
+constexpr int kFill = 0x4c;
+
 struct Options {
   std::string folder, operation;
   WinogradShape shape;
@@ -23,7 +26,7 @@ void run_packed(const WinogradCall& call, WinogradPack* pack, Winograd* kernel) 
   if (call.plan.packed_bytes > 0) {
     for (std::int64_t panel = call.plan.panels; panel-- > 0;) pack(call, panel, panel + 1);
   }
-  host::run_pieces(call, kernel);
+  host::run_pieces(call, kernel, kFill);
 }
 
 template <typename T>
@@ -40,6 +43,7 @@ void run(const Options& o) {
               : gradient ? winograd_conv2d_weight_plan(s, o.threads)
                          : winograd_conv2d_plan(s, o.threads);
   host::Buffer<char> packed(call.plan.packed_bytes);
+  std::memset(packed.data(), kFill, packed.count());
   call.packed = call.plan.packed_bytes > 0 ? packed.data() : nullptr;
   call.slope = o.slope;
   call.stream = o.stream;
@@ -55,7 +59,7 @@ void run(const Options& o) {
   if (transposed) {
     run_packed(call, kernels::winograd_conv_transpose2d_pack, kernels::winograd_conv_transpose2d);
   } else if (gradient) {
-    host::run_pieces(call, kernels::winograd_conv2d_weight);
+    host::run_pieces(call, kernels::winograd_conv2d_weight, kFill);
     if (call.plan.segments > 1) {
       for (std::int64_t k = s.filters; k-- > 0;) kernels::winograd_conv2d_weight_sum(call, k, k + 1);
     }

@@ -1,5 +1,5 @@
 """The Winograd kernels of csrc/cpu in the least and the most of the versions that this machine
-runs, piece by piece, on scratch memory that holds NaN before.
+runs, piece by piece, on scratch memory that holds large numbers before.
 
 Not sanitized: that takes minutes to compile. `make sanitize` has these kernels in the extension.
 """

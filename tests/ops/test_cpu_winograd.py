@@ -457,16 +457,23 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("variable", [None, "on", "off"])
-def test_a_wide_convolution_compiles_without_a_graph_break(variable, layout, monkeypatch):
+@pytest.mark.parametrize(
+    ("kernel", "variable", "dynamic"),
+    [(4, None, None), (4, "on", None), (4, "off", None), (4, None, True), (5, None, True)],
+)
+def test_a_wide_convolution_compiles_without_a_graph_break(
+    kernel, variable, dynamic, layout, monkeypatch
+):
     if variable is not None:
         monkeypatch.setenv("FASTGEN_WINOGRAD", variable)
     torch.compiler.reset()
     x, w = (
         torch.randn(shape).contiguous(memory_format=layout)
-        for shape in ((4, 64, 16, 16), (64, 64, 4, 4))
+        for shape in ((4, 64, 16, 16), (64, 64, kernel, kernel))
     )
-    layer = torch.compile(fastgen.ops.conv2d_bias_leaky_relu, fullgraph=True, backend="aot_eager")
+    layer = torch.compile(
+        fastgen.ops.conv2d_bias_leaky_relu, fullgraph=True, backend="aot_eager", dynamic=dynamic
+    )
     for leaf in (x, w):
         leaf.requires_grad_()
     found, expected = (
