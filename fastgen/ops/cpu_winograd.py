@@ -198,11 +198,12 @@ def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry:
 
 def _is_kind(height: int, width: int, stride: tuple[int, int]) -> bool:
     """Whether KINDS has it; one number after the other, since torch.compile with symbols for sizes
-    would work on a comparison of pairs for minutes.
+    would work on `in` for minutes.
     """
-    if height != width or height < 3:
-        return False
-    return height <= 5 if stride == (2, 2) else stride == (1, 1) and height == 3
+    for (rows, columns), (down, right) in KINDS:
+        if height == rows and width == columns and stride[0] == down and stride[1] == right:
+            return True
+    return False
 
 
 def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:
