@@ -72,9 +72,9 @@ struct Block {
   std::int64_t plane;
 };
 
-// A block into the map; answers whether everything was finite. kWhole: no pixel lies outside of the
-// map. kExact: what is not finite is computed as it is defined.
-template <typename W, typename Tile, typename T, bool kMasked, bool kWhole, bool kExact>
+// A block into the map; answers whether everything was finite. kExact: what is not finite is computed
+// as it is defined, and pixels may lie outside of the map.
+template <typename W, typename Tile, typename T, bool kExact>
 inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
   using S = typename Tile::Output;
   constexpr int kWidth = kLanes<Wide<T>>, kColumns = Tile::kWidth, kPixels = Tile::kHeight * kColumns;
@@ -85,7 +85,8 @@ inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
       ((image * shape.map_height + row) * shape.map_width + column) * shape.filters + block.filter;
   const Vector<Wide<T>> slope = all(static_cast<Wide<T>>(call.slope));
   const T* bias = static_cast<const T*>(call.bias);
-  const T* output = static_cast<const T*>(call.output) + (kMasked ? place : 0);
+  const T* output =
+      call.output == nullptr ? nullptr : static_cast<const T*>(call.output) + place;
   T* result = static_cast<T*>(call.result) + place;
   Finite<Wide<T>> finite;
   for (std::int64_t l = 0; l < block.lanes; l += kWidth) {
@@ -99,8 +100,8 @@ inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
     FASTGEN_UNROLLED
     for (int i = 0; i < kPixels; ++i) {
       const int h = i / kColumns, w = i % kColumns;
-      if (!kWhole && (row + h >= shape.map_height || column + w >= shape.map_width)) continue;
       if constexpr (kExact) {
+        if (row + h >= shape.map_height || column + w >= shape.map_width) continue;
         out[i] = with_exact<Wide<T>>(out[i], [&, image = image, row = row, column = column](int lane) {
           return defined<W, T>(call, image, row + h, column + w, block.filter + l + lane);
         });
@@ -109,9 +110,8 @@ inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
       }
       const std::int64_t at = h * down + w * right + l;
       const Vector<Wide<T>> sum = out[i] + shift;
-      const Vector<Wide<T>> value =
-          kMasked ? leaky_relu_mask_lanes<Wide<T>>(sum, load(output + at), slope)
-                  : leaky_relu_lanes<Wide<T>>(sum, slope);
+      const Vector<Wide<T>> chooser = output == nullptr ? sum : load(output + at);
+      const Vector<Wide<T>> value = leaky_relu_mask_lanes<Wide<T>>(sum, chooser, slope);
       if (call.stream) {
         stream(result + at, value);
       } else {
@@ -122,21 +122,21 @@ inline bool finish_as(const WinogradCall& call, const Block<T>& block) {
   return finite.all_were();
 }
 
-template <typename W, typename Tile, typename T, bool kMasked>
+template <typename W, typename Tile, typename T>
 __attribute__((noinline)) void finish_exactly(const WinogradCall& call, const Block<T>& block) {
-  finish_as<W, Tile, T, kMasked, false, true>(call, block);
+  finish_as<W, Tile, T, true>(call, block);
 }
 
-template <typename W, typename Tile, typename T, bool kMasked>
+template <typename W, typename Tile, typename T>
 void finish(const WinogradCall& call, const winograd::Tiles& tiles, Block<T> block,
             std::int64_t count) {
   const WinogradShape& shape = call.shape;
   for (std::int64_t t = 0; t < count; ++t, block.corner = next_corner(tiles, block.corner)) {
     const bool whole = block.corner.row + Tile::kHeight <= shape.map_height &&
                        block.corner.column + Tile::kWidth <= shape.map_width;
-    const bool finite = whole ? finish_as<W, Tile, T, kMasked, true, false>(call, block)
-                              : finish_as<W, Tile, T, kMasked, false, false>(call, block);
-    if (!finite) finish_exactly<W, Tile, T, kMasked>(call, block);
+    if (!whole || !finish_as<W, Tile, T, false>(call, block)) {
+      finish_exactly<W, Tile, T>(call, block);
+    }
     block.sums += kWinogradPanel;
   }
 }
@@ -171,7 +171,7 @@ void run_block(const WinogradCall& call, const Memory<T>& memory, const winograd
     } else {
       transform_panel<W, T>(call, panel, memory.panel);
     }
-    every_point<typename Tile::Map, W::kSide>([&](int p) {
+    each_point<W>(Tile::kRows, Tile::kColumns, [&](int p) {
       const auto [phase, stop] = Tile::phases_at(p);
       const std::int64_t first = phase * shape.channels, depth = (stop - phase) * shape.channels;
       multiply({memory.tiles + p * memory.plane + first, count, memory.row, 1, 0, depth,
@@ -179,12 +179,9 @@ void run_block(const WinogradCall& call, const Memory<T>& memory, const winograd
                 kWinogradPanel, lanes / kLanes<Wide<T>>, memory.sums + p * memory.sums_plane,
                 kWinogradPanel, false});
     });
-    const Block<T> block{corner, panel * kWinogradPanel, lanes, memory.sums, memory.sums_plane};
-    if (call.output == nullptr) {
-      finish<W, Tile, T, false>(call, tiles, block, count);
-    } else {
-      finish<W, Tile, T, true>(call, tiles, block, count);
-    }
+    finish<W, Tile, T>(call, tiles,
+                       {corner, panel * kWinogradPanel, lanes, memory.sums, memory.sums_plane},
+                       count);
   }
 }
 

@@ -150,7 +150,7 @@ void add_step(const WinogradCall& call, const Memory<T>& memory, const Part& par
                 kWinogradPanel, add});
     }
   };
-  every_point<typename Tile::Map, W::kSide>([&](int p) {
+  each_point<W>(Tile::kRows, Tile::kColumns, [&](int p) {
     // Tiles of other sizes may have begun with fewer phases.
     const Phases all = Tile::phases_at(p);
     for (int phase = all.first, next; phase < all.stop; phase = next) {
@@ -167,13 +167,11 @@ template <typename W, typename T>
 void clear_others(const Memory<T>& memory, const Started<W>& started, const Part& part) {
   const std::int64_t size = part.channels * kWinogradPanel;
   for (int phase = 0; phase < W::kPhases; ++phase) {
-    by_phase<W>(phase, [&](auto taps) {
-      every_point<typename W::template Weight<decltype(taps)>, W::kSide>([&](int p) {
-        Wide<T>* sums = memory.sums + p * memory.sums_plane + phase * size;
-        for (std::int64_t panel = 0; panel < part.panels && !started[p][phase]; ++panel) {
-          clear(sums + panel * memory.sums_panel, size);
-        }
-      });
+    each_point<W>(W::points_down(phase), W::points_right(phase), [&](int p) {
+      Wide<T>* sums = memory.sums + p * memory.sums_plane + phase * size;
+      for (std::int64_t panel = 0; panel < part.panels && !started[p][phase]; ++panel) {
+        clear(sums + panel * memory.sums_panel, size);
+      }
     });
   }
 }
@@ -257,13 +255,8 @@ void sum(const WinogradCall& call, std::int64_t begin, std::int64_t end) {
                           j * first.strides[3] + c;
     Vector<Wide<T>> total = load(from);
     for (std::int64_t s = 1; s < call.plan.segments; ++s) total += load(from + s * apart);
-    Finite<Wide<T>> finite;
-    finite.see(total);
-    if (!finite.all_were()) {
-      total = with_exact<Wide<T>>(
-          total, [&](int lane) { return defined<W, T>(call, filter, c + lane, i, j); });
-    }
-    return total;
+    return with_exact<Wide<T>>(
+        total, [&](int lane) { return defined<W, T>(call, filter, c + lane, i, j); });
   };
   for (std::int64_t filter = begin; filter < end; ++filter) {
     T* to = static_cast<T*>(call.result) + filter * strides[0];

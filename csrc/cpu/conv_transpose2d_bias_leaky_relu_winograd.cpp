@@ -275,21 +275,18 @@ template <typename W, typename T>
 void multiply_block(const WinogradShape& shape, const Block<T>& block, const Panel& panel,
                     const Memory<T>& memory, const Element<T>* weight) {
   const std::int64_t* begin = block.begin;
-  by_phase<W>(panel.phase, [&](auto taps) {
-    using S = typename W::template Weight<decltype(taps)>;
-    every_point<S, W::kSide>([&](int p) {
-      // The last point of tiles of three is theirs alone.
-      const bool high = W::kMost == 3 && p / W::kSide == S::Rows::kRows - 1;
-      const bool wide = W::kMost == 3 && p % W::kSide == S::Columns::kRows - 1;
-      const std::int64_t from = high ? begin[1] : 0;
-      const std::int64_t to = wide ? begin[2] : high ? begin[3] : begin[kWinogradKinds];
-      if (from == to) return;
-      multiply({memory.tiles + p * memory.plane + from * memory.row, to - from, memory.row, 1, 0,
-                shape.filters, Format<T>::kElements, weight + p * memory.weight_plane,
-                kWinogradPanel, panel.lanes / kLanes<Wide<T>>,
-                memory.sums + p * memory.sums_plane + from * kWinogradPanel, kWinogradPanel,
-                false});
-    });
+  const int rows = W::points_down(panel.phase), columns = W::points_right(panel.phase);
+  each_point<W>(rows, columns, [&](int p) {
+    // The last point of tiles of three is theirs alone.
+    const bool high = W::kMost == 3 && p / W::kSide == rows - 1;
+    const bool wide = W::kMost == 3 && p % W::kSide == columns - 1;
+    const std::int64_t from = high ? begin[1] : 0;
+    const std::int64_t to = wide ? begin[2] : high ? begin[3] : begin[kWinogradKinds];
+    if (from == to) return;
+    multiply({memory.tiles + p * memory.plane + from * memory.row, to - from, memory.row, 1, 0,
+              shape.filters, Format<T>::kElements, weight + p * memory.weight_plane,
+              kWinogradPanel, panel.lanes / kLanes<Wide<T>>,
+              memory.sums + p * memory.sums_plane + from * kWinogradPanel, kWinogradPanel, false});
   });
 }
 

@@ -27,6 +27,9 @@ struct Finite {
 // The vector with exact(lane) in place of what is not finite.
 template <typename T, typename Exact>
 inline Vector<T> with_exact(Vector<T> numbers, const Exact& exact) {
+  Finite<T> finite;
+  finite.see(numbers);
+  if (finite.all_were()) return numbers;
   T lanes[kLanes<T>];
   store(lanes, numbers);
   for (int i = 0; i < kLanes<T>; ++i) {

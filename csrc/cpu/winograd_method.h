@@ -183,6 +183,14 @@ FASTGEN_INLINE void every_point(const Do& run) {
   }
 }
 
+// The same for so many rows and columns of points, one call in a loop: for what takes long anyway.
+template <typename W, typename Do>
+inline void each_point(int rows, int columns, const Do& run) {
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < columns; ++j) run(i * W::kSide + j);
+  }
+}
+
 // The taps of a phase.
 template <int kDown_, int kRight_>
 struct Taps {
@@ -213,6 +221,16 @@ struct Method {
   static constexpr int phase_at(int row, int column) {
     const int right = column % kStride, down = row % kStride;
     return down * kStride + (down % 2 == 0 ? kStride - 1 - right : right);
+  }
+  // Points of a phase, down and to the right.
+  static constexpr int points_down(int phase) {
+    return (row_of(phase) < kKernel % kStride || kKernel % kStride == 0 ? kMostTaps : kFewestTaps) +
+           kMost - 1;
+  }
+  static constexpr int points_right(int phase) {
+    return (column_of(phase) < kKernel % kStride || kKernel % kStride == 0 ? kMostTaps
+                                                                           : kFewestTaps) +
+           kMost - 1;
   }
   // The number in the kernel of a phase's first tap.
   static constexpr int first_of(int phase) { return row_of(phase) * kKernel + column_of(phase); }
