@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -76,8 +78,13 @@ class RunLog:
         end = after - 1 if goes_on and after % every else after
         lines = [json.dumps(line) + "\n" for line in read_log(path, say) if line["step"] <= end]
         replace_file(path, "".join(lines).encode())
-        self._path, self._file = path, path.open("a")
-        self._events = _events(path.parent, after + 1 if after else 0, say)
+        with ExitStack() as stack:
+            stack.enter_context(_silent_writers())
+            self._path, self._file = path, path.open("a")
+            stack.callback(self._close)
+            self._events = _events(path.parent, after + 1 if after else 0, say)
+            stack.callback(self._close_events)
+            self._stack = stack.pop_all()
 
     def record(self, record: Record) -> None:
         """Add one log point."""
@@ -108,10 +115,21 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stack.close()
+
+    def _close(self) -> None:
         with naming(self._path):
             self._file.close()
-        if self._events is not None:
+
+    def _close_events(self) -> None:
+        if self._events is None:
+            return
+        try:
             self._events.close()
+        except OSError:  # it is left open then, and its thread may be about to end
+            with suppress(OSError):
+                self._events._get_file_writer().close()  # type: ignore[no-untyped-call]
+            raise
 
 
 def _events(folder: Path, start: int, say: Callable[[str], None]) -> SummaryWriter | None:
@@ -122,3 +140,22 @@ def _events(folder: Path, start: int, say: Callable[[str], None]) -> SummaryWrit
 
     # TensorBoard hides what an earlier process logged from this step on.
     return SummaryWriter(str(folder), purge_step=start)
+
+
+@contextmanager
+def _silent_writers() -> Iterator[None]:
+    """Inside, a thread of TensorBoard's that cannot write prints no traceback: the next call of
+    its writer raises the same error.
+    """
+    others = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            others(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        if threading.excepthook is hook:
+            threading.excepthook = others

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -137,3 +139,30 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught, log:
         pass
     assert caught.value.filename == str(path)
+
+
+def test_a_full_disk_is_told_once_where_tensorboards_thread_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    before = threading.excepthook
+
+    def full(self: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def another_thread_fails() -> None:
+        thread = threading.Thread(target=lambda: [][0])
+        thread.start()
+        thread.join()
+
+    log = RunLog(tmp_path / "log.jsonl", after=0, every=5, goes_on=True, say=print)
+    another_thread_fails()
+    log.flush()
+    monkeypatch.setattr(writer.RecordWriter, "write", full)
+    with pytest.raises(OSError, match="No space left"), log:
+        log.record(record(5))
+    assert [failure.exc_type for failure in printed] == [IndexError]
+    assert threading.excepthook is before
+    assert steps(tmp_path / "log.jsonl") == [5]
