@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +53,10 @@ def _record_of(line: str) -> Record | None:
     return record if numbers else None
 
 
+def _lines(records: Iterable[Record]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
 class RunLog:
     """Writes log points to ``log.jsonl`` and to TensorBoard.
 
@@ -62,6 +66,8 @@ class RunLog:
             log equals that of a training that was never stopped.
         every: how often there is a log point.
         goes_on: whether a step follows, to be logged in the place of a last one out of turn.
+        went_back: whether the caller chose that step. Dropped lines are kept in a file beside the
+            log then, ``log-after-<step>.jsonl``: nobody says that they will be written again.
         say: what to do with a line for the user.
     """
 
@@ -73,11 +79,18 @@ class RunLog:
         every: int,
         goes_on: bool,
         say: Callable[[str], None],
+        went_back: bool = False,
     ) -> None:
         # The last step of a training is a log point in any case; of a longer one only by its count.
         end = after - 1 if goes_on and after % every else after
-        lines = [json.dumps(line) + "\n" for line in read_log(path, say) if line["step"] <= end]
-        replace_file(path, "".join(lines).encode())
+        records = read_log(path, say)
+        beyond = [record for record in records if record["step"] > after]
+        if went_back and beyond:
+            aside = path.with_name(f"{path.stem}-after-{after:06d}{path.suffix}")
+            earlier = aside.read_bytes() if aside.exists() else b""
+            replace_file(aside, earlier + _lines(beyond))
+            say(f"the log points after step {after} are kept in {aside}")
+        replace_file(path, _lines(record for record in records if record["step"] <= end))
         with ExitStack() as stack:
             stack.enter_context(_silent_writers())
             self._path, self._file = path, path.open("a")

@@ -2,6 +2,7 @@
 
 config.json       the settings, compared when the run is continued
 log.jsonl         one line for each log point; TensorBoard events lie beside it
+log-after-*.jsonl what it had beyond a step to which `Trainer.load` went back
 reals.png         real images, as the model sees them
 samples/          what the model drew from fixed noise, one picture for each moment
 checkpoints/      whole training states

@@ -254,6 +254,10 @@ class Trainer:
     def load(self, path: str | Path) -> None:
         """Take over the training state of a checkpoint folder.
 
+        In a run folder `fit` goes on from there. What its log has beyond that step moves to
+        ``log-after-<step>.jsonl``; checkpoints beyond it stay, and another trainer goes on from the
+        newest.
+
         Of several processes all call this; the first reads and tells the others.
 
         Raises:
@@ -270,6 +274,7 @@ class Trainer:
     def _open(self, steps: int, stack: ExitStack) -> tuple[Recorder | None, Progress]:
         """Resume the run, if there is one to resume, and open everything that writes."""
         self._processes.check_same(self.model, self._shared_settings(steps))
+        chosen = self.step != 0  # by `load`, or where this trainer's last call stopped
         complaints = self._resume(stack) if self._run is not None else []
         averages = self._average.weights.values() if self._average is not None else ()
         self._processes.equalize(chain(self.model.parameters(), self.model.buffers(), averages))
@@ -289,6 +294,7 @@ class Trainer:
             every=self._log_every,
             goes_on=self.step < steps,
             say=progress.say,
+            went_back=chosen,
         )
         stack.enter_context(log)
         recorder = Recorder(

@@ -43,6 +43,18 @@ def test_lines_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert steps(tmp_path / "log.jsonl") == [5, 10, 15]
 
 
+def test_lines_beyond_a_step_that_the_caller_chose_are_kept_beside_the_log(tmp_path: Path) -> None:
+    path, said = tmp_path / "log.jsonl", []
+    write(path, 5, 10, 15, 20)
+    for _ in range(2):
+        options = {"every": 5, "goes_on": True, "say": said.append, "went_back": True}
+        with RunLog(path, after=10, **options) as log:
+            log.record(record(15))
+        assert steps(path) == [5, 10, 15]
+    assert steps(tmp_path / "log-after-000010.jsonl") == [15, 20, 15]
+    assert [str(tmp_path / "log-after-000010.jsonl") in line for line in said] == [True, True]
+
+
 def test_the_last_line_of_a_shorter_training_is_dropped_when_it_goes_on(tmp_path: Path) -> None:
     write(tmp_path / "log.jsonl", 5, 8)
     write(tmp_path / "log.jsonl", 10, after=8)

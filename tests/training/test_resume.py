@@ -175,6 +175,19 @@ def test_who_goes_back_and_is_stopped_finds_the_checkpoint_of_that_step(
     assert read_checkpoint(stopped.value.checkpoint).state["step"] == 3
 
 
+def test_who_goes_back_loses_no_log_points(digits: Splits, run: Path) -> None:
+    trainer("vae", digits, run, checkpoint_every=1, keep=9).fit(5)
+    log, aside = run / "log.jsonl", run / "log-after-000002.jsonl"
+    before = log.read_text().splitlines()
+    back = trainer("vae", digits, run, checkpoint_every=1, keep=9)
+    back.load(run / "checkpoints" / "000002")
+    back.fit(3)
+    trainer("vae", digits, run).fit(6)
+    assert [record["step"] for record in read_log(log)] == [1, 2, 3, 6]
+    assert aside.read_text().splitlines() == before[2:]
+    assert list(run.glob("log-after*")) == [aside]
+
+
 def test_two_fits_of_one_trainer_equal_one(digits: Splits, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     trainer("wgan", digits, whole).fit(2 * N)
