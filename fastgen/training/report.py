@@ -142,12 +142,14 @@ def _step_of(picture: Path) -> tuple[int, str]:
 
 def _curves(records: list[Record]) -> str:
     # A model may have a loss in some steps only: its curve has the log points that have it.
-    points: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
         for name, value in record.items():
             if name not in NOT_LOSSES:
-                points.setdefault(name, []).append((record["step"], value))
-    return _cards([curve(name, *zip(*found, strict=True)) for name, found in points.items()])
+                steps, values = points.setdefault(name, ([], []))
+                steps.append(record["step"])
+                values.append(value)
+    return _cards([curve(name, *found) for name, found in points.items()])
 
 
 def _table(rows: Iterable[tuple[str, object]]) -> str:
