@@ -60,6 +60,7 @@ def _fits(input: object) -> bool:
         and input.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
         and not transforms_are_active()
     )
 

@@ -187,7 +187,7 @@ def _view(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         return function(*args, **kwargs)
     except RuntimeError:
-        shape = _viewed_as(*args[1:], **kwargs)
+        shape = _viewed_as(function, *args[1:], **kwargs)
         if shape is None:
             raise
         copy = tensor.reshape(shape)
@@ -195,12 +195,14 @@ def _view(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return copy
 
 
-def _viewed_as(*size: Any, **named: Any) -> Any:
+def _viewed_as(function: Any, *size: Any, **named: Any) -> Any:
     """The shape that the arguments of `view` or `view_as` ask for; None where it is a dtype."""
     (first, *_) = size = (*size, *named.values())
-    if isinstance(first, Tensor):
+    if function is torch.Tensor.view_as:
         return first.shape
-    return None if isinstance(first, torch.dtype) else size if isinstance(first, int) else first
+    if isinstance(first, (int, Tensor)):  # a size may be a tensor, as in `torch.jit.trace`
+        return size
+    return None if isinstance(first, torch.dtype) else first
 
 
 # --- copies that should have been views ---
@@ -288,13 +290,13 @@ class Rerouting(TorchFunctionMode):
 
 
 class Reshaping(TorchFunctionMode):
-    """What is left of it in a graph that is traced: the compiler fuses by itself."""
+    """What is left of it in a graph that is traced or compiled."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in (torch.Tensor.view, torch.Tensor.view_as):
-            shape = _viewed_as(*args[1:], **(kwargs or {}))
+            shape = _viewed_as(func, *args[1:], **(kwargs or {}))
             if shape is not None:
                 return torch.Tensor.reshape(args[0], shape)
         return func(*args, **(kwargs or {}))
@@ -381,7 +383,7 @@ def rerouted_methods(kind: type[nn.Module]) -> dict[str, Callable[..., Any]]:
 def _rerouted(method: FunctionType, *, planned: bool) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
             with Reshaping():
                 return method(self, *args, **kwargs)
         plan = self.__dict__.get("_accelerated_plan", {}) if planned else {}

@@ -162,7 +162,7 @@ class TopDown(nn.Module):
                 f"(got {tuple(z.shape)})"
             )
         top: Tensor = self.top(z)
-        return top.view(len(z), *self.top_shape).permute(0, 3, 1, 2)
+        return top.view(z.shape[0], *self.top_shape).permute(0, 3, 1, 2)
 
 
 Generator = TopDown

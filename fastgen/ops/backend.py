@@ -174,6 +174,25 @@ def select(operation: str, name: str, device: torch.device) -> Any:
     return KERNELS[operation, name]
 
 
+def is_traced(name: str) -> bool:
+    """Whether `torch.jit.trace` records a call of this backend: it is written down as PyTorch's
+    own functions then, since a recording holds no Function of Python's.
+
+    Raises:
+        BackendUnavailable: the backend that is named computes by other functions.
+    """
+    if torch.compiler.is_compiling() or not torch._C._is_tracing():
+        return False
+    if name == AUTO:
+        name = default_backend()
+    if name not in (AUTO, "torch"):
+        raise BackendUnavailable(
+            f"backend {name!r} cannot be recorded by torch.jit.trace; use backend='torch', or "
+            "torch.export"
+        )
+    return True
+
+
 def automatic_names(device_type: str) -> frozenset[str]:
     """The backends among which ``"auto"`` picks on this kind of device."""
     names = _automatic.get(device_type)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import backend as backends
-from . import checks
+from . import checks, reference
 from .gradients import applier, channel_sum, is_last_order, mask, mask_sum, sheltered, wanted
 
 
@@ -84,6 +84,8 @@ def bias_leaky_relu(
         checks.vector("bias", bias, input.shape[1], "one number per channel (dimension 1 of input)")
 
     kernels = backends.select("bias_leaky_relu", backend, input.device)
+    if backends.is_traced(backend):
+        return reference.bias_leaky_relu(input, bias, slope)
     if is_last_order():
         only: Tensor = kernels.forward(input, bias, slope)
         return only

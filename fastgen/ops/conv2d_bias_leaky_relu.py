@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend as backends
-from . import checks
+from . import checks, reference
 from .geometry import Geometry, autocast
 from .layer_calls import layer, recalled
 
@@ -73,6 +73,10 @@ def conv2d_bias_leaky_relu(
         return call(input, weight, bias)
 
     slope = checks.slope(negative_slope)
+    if backends.is_traced(backend):
+        return reference.conv2d_bias_leaky_relu(
+            input, weight, bias, stride, padding, dilation, groups, slope
+        )
     if input.dim() == 3:
         batched = conv2d_bias_leaky_relu(
             input.unsqueeze(0),

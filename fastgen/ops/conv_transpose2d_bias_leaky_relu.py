@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from . import backend as backends
-from . import checks
+from . import checks, reference
 from .convolution import Activation
 from .geometry import Geometry, autocast
 from .layer_calls import layer, recalled
@@ -77,6 +77,19 @@ def conv_transpose2d_bias_leaky_relu(
         return call(input, weight, bias)
 
     slope = checks.slope(negative_slope)
+    if backends.is_traced(backend):
+        return reference.conv_transpose2d_bias_leaky_relu(
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            dilation,
+            slope,
+            tanh=tanh,
+        )
     if input.dim() == 3:
         batched = conv_transpose2d_bias_leaky_relu(
             input.unsqueeze(0),

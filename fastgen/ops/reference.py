@@ -96,5 +96,5 @@ def reparameterize_kl(mu: Tensor, logvar: Tensor, *, seed: Tensor) -> tuple[Tens
     The plain composition behind :func:`fastgen.ops.reparameterize_kl`.
     """
     terms = mu.square() + torch.exp(logvar) - 1 - logvar
-    per_sample = terms.reshape(len(mu), math.prod(mu.shape[1:]))
+    per_sample = terms.reshape(mu.shape[0], math.prod(mu.shape[1:]))
     return reparameterize(mu, logvar, seed=seed), per_sample.sum(1) / 2

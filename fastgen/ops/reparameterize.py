@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import backend as backends
-from . import checks
+from . import checks, reference
 from .gradients import applier, is_last_order, sheltered, wanted
 
 
@@ -159,6 +159,8 @@ def reparameterize(
     """
     _check(mu, logvar)
     kernels = backends.select("reparameterize", backend, mu.device)
+    if backends.is_traced(backend):
+        return reference.reparameterize(mu, logvar, seed=_seed(seed, generator, mu.device))
     z: Tensor = _apply(mu, logvar, _seed(seed, generator, mu.device), kernels)
     return z
 
@@ -197,6 +199,8 @@ def reparameterize_kl(
             "mu must have shape (N, ...) for one divergence per sample (got a 0-dim tensor)"
         )
     kernels = backends.select("reparameterize", backend, mu.device)
+    if backends.is_traced(backend):
+        return reference.reparameterize_kl(mu, logvar, seed=_seed(seed, generator, mu.device))
     pair: tuple[Tensor, Tensor] = _apply_kl(mu, logvar, _seed(seed, generator, mu.device), kernels)
     return pair
 

@@ -55,6 +55,15 @@ def test_outputs_and_gradients_to_the_second_order_are_the_originals(name, train
 
 
 @every_architecture
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_recording_of_torch_jit_trace_is_the_originals(name):
+    model, original, x = pair(name)
+    recorded = torch.jit.trace(model.eval(), x, check_trace=False)
+    for ours, expected in zip(tensors(recorded(x)), tensors(original.eval()(x)), strict=True):
+        torch.testing.assert_close(ours, expected, check_stride=False)
+
+
+@every_architecture
 def test_contiguous_weights_stay_so_if_asked(name):
     make, shape = ARCHITECTURES[name]
     original = make().double()

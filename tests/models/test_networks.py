@@ -77,6 +77,17 @@ def test_top_down_is_the_lectures_formula() -> None:
     torch.testing.assert_close(network(z), image)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_recordings_of_torch_jit_trace_take_batches_of_any_size() -> None:
+    for network, shape in (
+        (Generator(5, (1, 16, 16), width=4), (5,)),
+        (Critic((1, 16, 16), width=4), (1, 16, 16)),
+        (Encoder((1, 16, 16), 5, width=4), (1, 16, 16)),
+    ):
+        recorded, x = torch.jit.trace(network, torch.randn(2, *shape)), torch.randn(3, *shape)
+        torch.testing.assert_close(recorded(x), network(x))
+
+
 def test_a_linear_output_is_not_bounded() -> None:
     tanh, linear = (
         Decoder(3, (1, 16, 16), width=4),

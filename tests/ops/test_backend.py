@@ -79,3 +79,10 @@ def test_the_environment_variable_sets_the_default():
         refused = run(code, FASTGEN_BACKEND=MISSING[0])
         assert refused.returncode
         assert "BackendUnavailable" in refused.stderr
+
+
+def test_a_backend_that_is_named_is_not_replaced_where_torch_jit_trace_records():
+    torch.jit.trace(lambda x: bias_leaky_relu(x, backend="torch"), X)
+    for name in automatic_names("cpu") - {"torch"}:
+        with pytest.raises(fastgen.BackendUnavailable, match=f"'{name}' cannot be recorded"):
+            torch.jit.trace(lambda x, name=name: bias_leaky_relu(x, backend=name), X)

@@ -56,6 +56,31 @@ def test_autocast_around_a_backward_leaves_its_precision_alone(layer, shape, lay
         assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("layer", "shape"), LAYERS)
+def test_a_recording_of_torch_jit_trace_is_the_layer_for_every_batch(layer, shape, layout):
+    module = layer()
+    recorded = torch.jit.trace(module, given(shape, layout))
+    x = given((shape[0] + 1, *shape[1:]), layout)
+    weights = torch.linspace(-1, 1, module(x).numel())
+    (ours, theirs) = [
+        [y, *torch.autograd.grad((y.flatten() * weights).sum(), [x, *module.parameters()])]
+        for y in (recorded(x), module(x))
+    ]
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_recording_of_torch_jit_trace_draws_the_same_noise():
+    given, other = (torch.randn(2, n, 4).unbind() for n in (3, 5))
+    for work in (lambda *pair: reparameterize_kl(*pair, seed=7), reparameterize_kl):
+        recorded, results = torch.jit.trace(work, given, check_trace=False), []
+        for each in (recorded, work):
+            torch.manual_seed(0)
+            results.append(each(*other))
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("layer", "shape"), LAYERS)
