@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fastgen.models import Losses, Phase
 
@@ -35,6 +38,38 @@ def check_phases(phases: Sequence[Phase]) -> None:
                 f"repeats of phase {phase.name!r} must be at least 1 (got {phase.repeats}): leave "
                 "it out of the model's phases() to skip it"
             )
+
+
+def check_optimizer(phase: str, optimizer: torch.optim.Optimizer) -> None:
+    """Make sure that an optimizer moves parameters by their gradients alone.
+
+    Raises:
+        ValueError: its step needs a function that computes the loss again, as LBFGS's does.
+    """
+    try:
+        inspect.signature(optimizer.step).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"the optimizer of phase {phase!r} must take its step without a closure (got "
+            f"{type(optimizer).__name__}): it is given one gradient, as Adam and SGD want it"
+        ) from error
+
+
+def check_differentiable(model: nn.Module) -> None:
+    """Make sure that gradients of a model's weights can be recorded.
+
+    Raises:
+        ValueError: this is called, or the model was made, where PyTorch records none for good.
+    """
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    made = next((name for name, tensor in tensors if tensor.is_inference()), None)
+    if made is not None:
+        raise ValueError(
+            f"{made} of the model was made inside of torch.inference_mode(), so it has no "
+            "gradients: build the model outside"
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError("a Trainer needs gradients: make it outside of torch.inference_mode()")
 
 
 def check_losses(phase: str, losses: Losses) -> None:

@@ -23,7 +23,7 @@ from .finite import FiniteWatch, Moment, NonFiniteLoss, all_finite, explain
 from .graphs import Graphs
 from .inputs import Batch, Inputs, StaticBatch, make_inputs
 from .packing import pack, unpack
-from .phase_checks import check_losses, check_phases
+from .phase_checks import check_losses, check_optimizer, check_phases
 from .processes import BatchSource, Gradients, Processes
 from .seeds import seed_generators, step_seed
 from .step_graphs import WARM_UP, StepGraphs
@@ -61,6 +61,8 @@ class Stepper:
         self.phases = model.phases()
         check_phases(self.phases)
         self.optimizers = [optimizer(phase.parameters) for phase in self.phases]
+        for phase, made in zip(self.phases, self.optimizers, strict=True):
+            check_optimizer(phase.name, made)
         self._casts = [Casts(phase.parameters) for phase in self.phases]
         self._casts_are_shared = device.type != "cpu"
         self.losses: dict[str, Tensor] = {}

@@ -21,6 +21,7 @@ from .devices import move, resolve_device
 from .graphs import graphs_for
 from .interrupt import Interrupted, answering_signals
 from .log import Record, RunLog
+from .phase_checks import check_differentiable
 from .processes import BatchSource, Processes, find_processes
 from .progress import Meter, Progress
 from .recorder import Recorder
@@ -72,7 +73,8 @@ class Trainer:
             same (see ``docs/capture.md``). ``"auto"``: where it can be done, else one line says why
             not; ``"off"``; ``"on"``: where it cannot be done, an error says why.
         lr, betas: of Adam, one for each phase.
-        optimizer: makes another optimizer from a phase's parameters, `lr` and `betas` aside.
+        optimizer: makes another optimizer from a phase's parameters, `lr` and `betas` aside; one
+            whose step needs no closure.
         augment: changes the images of every batch, :class:`~fastgen.data.AffineJitter` for one;
             what it draws from torch's generators is a function of (seed, t) too.
         updates: ``"alternating"``: each phase sees the update of the one before;
@@ -126,6 +128,7 @@ class Trainer:
         processes: str = "auto",
     ) -> None:
         _check_kinds(model, data)
+        check_differentiable(model)
         _one_of("precision", precision, PRECISIONS)
         _one_of("updates", updates, UPDATES)
         _one_of("capture", capture, CAPTURES)
@@ -199,9 +202,13 @@ class Trainer:
             CaptureError: `capture` is ``"on"`` and the step cannot be captured.
             ProcessesError: the processes were given different settings.
             OtherProcessFailed: another process ended, by an error of its own.
-            TypeError, ValueError: `steps` is no whole number, or below 0.
+            TypeError, ValueError: `steps` is no whole number, or below 0; or gradients are off.
         """
         _at_least(0, steps=steps)
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                "fit needs gradients: call it outside of torch.no_grad() and torch.inference_mode()"
+            )
         record: Record = {}
         with ExitStack() as stack:
             stack.enter_context(self._processes.together())

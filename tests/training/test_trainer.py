@@ -10,6 +10,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -594,6 +595,33 @@ class Given(Model):
     def _loss(self, images: Tensor, labels: Tensor | None) -> Losses:
         losses: Losses = self.returned(self.layer(images))
         return losses
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"phase .regression. must .* closure .*LBFGS"):
+        Trainer(Regression(), Noise(5, 6), optimizer=torch.optim.LBFGS)
+    Trainer(Regression(), Noise(5, 6), optimizer=torch.optim.SGD, progress=False).fit(1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_training_where_gradients_are_off_is_refused_before_it_starts(
+    mode: Callable[[], AbstractContextManager[None]], run: Path
+) -> None:
+    trainer = Trainer(Regression(), Noise(5, 6), progress=False, run=run)
+    with mode(), pytest.raises(ValueError, match="fit needs gradients: call it outside"):
+        trainer.fit(1)
+    assert not run.exists()
+    trainer.fit(1)
+
+
+def test_a_trainer_or_a_model_made_in_inference_mode_is_refused() -> None:
+    model, noise = Regression(), Noise(5, 6)
+    with torch.inference_mode():
+        made_inside = Regression()
+        with pytest.raises(ValueError, match=r"make it outside of torch\.inference_mode"):
+            Trainer(model, noise)
+    with pytest.raises(ValueError, match=r"network\.0\.weight of the model was made inside of"):
+        Trainer(made_inside, noise)
 
 
 def test_phases_that_cannot_be_told_apart_or_never_run_are_refused() -> None:
