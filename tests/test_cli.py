@@ -160,6 +160,8 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
         (("vae", "--data", "empty"), "empty"),
         (("vae", "--data", ""), "--data must say where the images are (got an empty text)"),
         (("vae", "--data", "mnist:empty"), "empty"),
+        (("vae", "--data", "mnist:"), "mnist needs a folder, mnist:DIR"),
+        (("vae", "--data", "digits:"), "nothing after its name (got 'digits:')"),
         (("vae", "--data", "text.npy"), "text.npy"),
         (
             ("classifier", "--data", "bare.npy"),

@@ -126,12 +126,14 @@ def absolute_data(spec: str) -> str:
     """
     from fastgen.data import SOURCES
 
-    name, colon, folder = spec.partition(":")
+    name, _, folder = spec.partition(":")
     if not spec:  # an unset variable of the shell, and not the working folder
         raise ConfigError("--data must say where the images are (got an empty text)")
     if name not in SOURCES:
         return os.path.abspath(os.path.expanduser(spec))
-    return f"{name}:{os.path.abspath(os.path.expanduser(folder))}" if colon else spec
+    if not (folder and SOURCES[name].folder):  # `load` says what is wrong with it, if anything is
+        return spec
+    return f"{name}:{os.path.abspath(os.path.expanduser(folder))}"
 
 
 def parse_terms(
