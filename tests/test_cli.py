@@ -210,7 +210,7 @@ def test_memory_that_does_not_suffice_is_one_line(
         raise error
 
     train("gan", "--run", "run")
-    monkeypatch.setattr(GAN, "sample", fit)
+    monkeypatch.setattr(GAN, "decode", fit)
     drawn = one_line(fastgen("sample", "run", code=1))
     assert "not enough memory: a smaller --count takes less" in drawn
     monkeypatch.setattr(Trainer, "fit", fit)

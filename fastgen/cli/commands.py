@@ -371,7 +371,13 @@ def sample(
     with one_line_for_each_failure("a smaller --count takes less"), wrong_input():
         from fastgen.training.devices import resolve_device
         from fastgen.training.loading import load_run
-        from fastgen.training.pictures import DrawsImages, interpolations, save_png, tiles
+        from fastgen.training.pictures import (
+            DrawsImages,
+            interpolations,
+            samples,
+            save_png,
+            tiles,
+        )
         from fastgen.training.processes import is_first_process
 
         if not is_first_process():
@@ -385,7 +391,7 @@ def sample(
         warn(loaded.complaints)
         if not isinstance(loaded.model, DrawsImages):
             raise ConfigError(f"{run} holds a run of {loaded.settings['model']}: {CANNOT_DRAW}")
-        draw = interpolations if interpolate else type(loaded.model).sample
+        draw = interpolations if interpolate else samples
         save_png(path, tiles(draw(loaded.model, count, seed=seed)))
     typer.echo(path)
 

@@ -87,7 +87,8 @@ class GenerativeModel(LatentModel):
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
         """Draw n images, shape (n, C, H, W), in evaluation mode and without gradients.
 
-        The same seed gives the same images; without one, torch's default generator is used.
+        The same seed gives the same images; without one, torch's default generator is used. All n
+        are decoded at once: for more than memory holds, decode the parts of one `latent(n)`.
         """
         with evaluation(self):
             return self.decode(self.latent(n, seed=seed))

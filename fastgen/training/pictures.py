@@ -24,6 +24,8 @@ READABLE = 48
 """Smaller tiles are enlarged by a whole factor: 8x8 digits are too small to look at."""
 GAP, GRAY = 2, 128
 PICTURE_SEED = 0
+AT_ONCE = 256
+"""How many images are decoded together: what bounds the memory of a large picture."""
 
 
 @runtime_checkable
@@ -51,9 +53,9 @@ def pictures_of(model: object, originals: Tensor) -> dict[str, Picture]:
     """
     pictures: dict[str, Picture] = {}
     if isinstance(model, DrawsImages):
-        samples = tiles(model.sample(ROWS * COLUMNS, seed=PICTURE_SEED))
+        drawn = tiles(model.sample(ROWS * COLUMNS, seed=PICTURE_SEED))
         paths = tiles(interpolations(model, PATHS * COLUMNS, seed=PICTURE_SEED + 1))
-        pictures["samples"] = stack(samples, paths)
+        pictures["samples"] = stack(drawn, paths)
     if isinstance(model, Reconstructs):
         pictures["reconstructions"] = _pairs(originals, model.reconstruct(originals))
     return pictures
@@ -67,7 +69,11 @@ def _pairs(originals: Tensor, reconstructions: Tensor) -> Picture:
     return tiles(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns)
 
 
-@torch.no_grad()
+def samples(model: DrawsImages, count: int, *, seed: int) -> Tensor:
+    """The images of ``model.sample(count, seed=seed)``, in evaluation mode, a few at a time."""
+    return _decoded(model, model.latent(count, seed=seed))
+
+
 def interpolations(model: DrawsImages, count: int, *, seed: int) -> Tensor:
     """Rows of `COLUMNS` images, each along the arc from one random latent to another.
 
@@ -77,7 +83,14 @@ def interpolations(model: DrawsImages, count: int, *, seed: int) -> Tensor:
     rows = -(-count // COLUMNS)
     starts, ends = model.latent(2 * rows, seed=seed).chunk(2)
     paths = [spherical_path(start, end, COLUMNS) for start, end in zip(starts, ends, strict=True)]
-    return model.decode(torch.cat(paths)[:count])
+    return _decoded(model, torch.cat(paths)[:count])
+
+
+@torch.no_grad()
+def _decoded(model: DrawsImages, latents: Tensor) -> Tensor:
+    # Parts of one size: a small one behind might be computed another way, and be rounded otherwise.
+    parts = torch.chunk(latents, -(-len(latents) // AT_ONCE))
+    return torch.cat([model.decode(part) for part in parts])
 
 
 def spherical_path(start: Tensor, end: Tensor, points: int) -> Tensor:

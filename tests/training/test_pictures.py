@@ -18,6 +18,7 @@ from fastgen.training.pictures import (
     interpolations,
     pictures_of,
     png,
+    samples,
     spherical_path,
     stack,
     tiles,
@@ -26,6 +27,24 @@ from fastgen.training.pictures import (
 
 def pixels(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("kind", ["gan", "vae"])
+def test_samples_are_the_models_own_and_decoded_a_few_at_a_time(
+    kind: str, digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, count = models(digits)[kind](), 515
+    whole, decode, asked = model.sample(count, seed=5), model.decode, []
+
+    def noted(z: torch.Tensor) -> torch.Tensor:
+        asked.append(len(z))
+        return decode(z)
+
+    monkeypatch.setattr(model, "decode", noted)
+    assert torch.equal(samples(model, count, seed=5), whole)
+    assert asked == [172, 172, 171]
+    interpolations(model, count, seed=5)
+    assert asked[3:] == [172, 172, 171]
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
