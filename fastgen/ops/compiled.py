@@ -1,4 +1,4 @@
-"""The compiled module `fastgen._C`: loaded once, when first needed, or the reason why it is not.
+"""The compiled module `fastgen._C`: loaded once, with `fastgen.ops`, or the reason why it is not.
 
 Loading it registers the C++ operators as `torch.ops.fastgen.*`. A missing or broken module is no
 error by itself: plain PyTorch computes everything. `missing` says what stands in the way and what

@@ -7,12 +7,18 @@ import pytest
 import torch
 from accuracy import assert_as_accurate_as_torch, derivatives
 from convolution_cases import GEOMETRIES, LAYOUTS, SLOPES, geometries, tensors
+from cpu_programs import run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastgen
-from fastgen.ops import conv2d_bias_leaky_relu, conv_transpose2d_bias_leaky_relu, reference
+from fastgen.ops import (
+    compiled,
+    conv2d_bias_leaky_relu,
+    conv_transpose2d_bias_leaky_relu,
+    reference,
+)
 
 
 def case(geometry, dtype=torch.float64, layout=torch.contiguous_format, batch=2, seed=0):
@@ -296,6 +302,22 @@ def test_exports_to_a_graph_that_computes_the_same():
 
     exported = torch.export.export(Layer(), (x, w, b)).module()
     torch.testing.assert_close(exported(x, w, b), conv2d_bias_leaky_relu(x, w, b, **options))
+
+
+@pytest.mark.skipif(compiled.missing("cpu") is not None, reason="no compiled operators")
+def test_an_exported_program_loads_where_no_operation_has_run(tmp_path):
+    layer, x = fastgen.nn.ConvLeakyReLU2d(3, 16, 4, stride=2, padding=1), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x,))
+        assert "torch.ops.fastgen." in program.graph_module.code
+        torch.export.save(program, tmp_path / "program.pt2")
+        torch.save((x, layer(x)), tmp_path / "numbers.pt")
+    code = (
+        "import sys, torch, fastgen.ops\n"
+        "x, y = torch.load(sys.argv[2], weights_only=True)\n"  # written by this very test
+        "torch.testing.assert_close(torch.export.load(sys.argv[1]).module()(x), y)\n"
+    )
+    run_program(code, str(tmp_path / "program.pt2"), str(tmp_path / "numbers.pt"))
 
 
 def test_nan_and_infinity_propagate_as_in_pytorch():
