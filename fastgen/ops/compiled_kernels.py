@@ -21,7 +21,7 @@ from .convolution import Activation
 from .fused_kernels import FusedKernels, computes, offer_fused
 from .geometry import Geometry
 from .layouts import is_channels_last_like
-from .routing import CONVOLUTIONS, offer
+from .routing import CONVOLUTIONS, never, offer
 from .turned_edge import TurnedEdge
 
 CONV, TRANSPOSED = CONVOLUTIONS
@@ -108,10 +108,6 @@ def _fits_linear(*arguments: Any) -> bool:
     return _hopper_fits(arguments[0], arguments[1], arguments[-1])
 
 
-def _never(*_: Any) -> bool:
-    return False
-
-
 # --- image edges: both layouts (weight gradients: channels_last), every dtype of the operators,
 # groups 1 ---
 
@@ -181,8 +177,8 @@ offer_fused(FUSED, "CUDA", ["cuda"], also_plain=("input_gradient", "weight_gradi
 for _tile in range(TILES):
     _name = f"Hopper implicit GEMM, tile {_tile} (CUDA)"
     offer(_name, ["cuda"], [CONV], ["forward"], partial(_hopper, _tile),
-          fits=_fits_forward, expected=_never)  # fmt: skip
+          fits=_fits_forward, expected=never)  # fmt: skip
     offer(_name, ["cuda"], [CONV], ["masked_forward"], partial(_hopper_masked, _tile),
-          fits=_fits_linear, expected=_never)  # fmt: skip
+          fits=_fits_linear, expected=never)  # fmt: skip
     offer(_name, ["cuda"], [TRANSPOSED], ["input_gradient"], partial(_hopper_input_gradient, _tile),
-          fits=_fits_linear, expected=_never)  # fmt: skip
+          fits=_fits_linear, expected=never)  # fmt: skip

@@ -18,7 +18,7 @@ from .compiled_kernels import CONV, TRANSPOSED
 from .cpu_matrix_product import forward_is_product
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
 from .layouts import same_order
-from .routing import offer
+from .routing import never, offer
 from .torch_bias_leaky_relu import SMALL
 from .torch_convolution import stands_apart
 from .turned_edge import TurnedEdge
@@ -39,10 +39,6 @@ LARGE = 1 << 20
 one piece takes about as long there as long as its memory is at hand, and several times as long
 where that comes fresh from the system, as within a training step.
 """
-
-
-def _never(*_: Any) -> bool:
-    return False
 
 
 def _large(tensor: Tensor) -> bool:
@@ -150,6 +146,6 @@ offer_fused(
         ),
         "noise": (_noise_wins, f"{_FAST}, float16"),
         "convolution": (_epilogue_wins, _APART),
-        "plain": (_never, "by name only"),
+        "plain": (never, "by name only"),
     },
 )

@@ -39,6 +39,11 @@ def always(*_: Any) -> bool:
     return True
 
 
+def never(*_: Any) -> bool:
+    """Of a candidate that is taken by measurement or by name alone."""
+    return False
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One way to compute a pass.

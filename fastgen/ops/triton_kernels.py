@@ -17,7 +17,7 @@ from .fused_kernels import DTYPES, FusedKernels, offer_fused
 from .geometry import Geometry, is_channels_last
 from .gradients import is_unwatched
 from .layouts import in_channels_last, is_channels_last_like, ordered_like
-from .routing import CONVOLUTIONS, allow_tf32, offer
+from .routing import CONVOLUTIONS, allow_tf32, never, offer
 
 TRITON = ["triton"]
 
@@ -205,24 +205,20 @@ _PASSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _never(*_: Any) -> bool:
-    return False
-
-
 for _pass, _function in _PASSES.items():
     _ruled = partial(_function, -1)
     offer(
         "implicit GEMM (Triton)", TRITON, CONVOLUTIONS, [_pass], _ruled,
-        fits=partial(_fits, _pass, -1), expected=_never,
+        fits=partial(_fits, _pass, -1), expected=never,
     )  # fmt: skip
     offer(
         "implicit GEMM through channels_last (Triton)", TRITON, CONVOLUTIONS, [_pass],
-        _converted(_pass, _ruled), fits=_fits_converted, expected=_never,
+        _converted(_pass, _ruled), fits=_fits_converted, expected=never,
     )  # fmt: skip
     for _tile in range(MOST_TILES):
         offer(
             f"implicit GEMM, tile {_tile} (Triton)", TRITON, CONVOLUTIONS, [_pass],
-            partial(_function, _tile), fits=partial(_fits, _pass, _tile), expected=_never,
+            partial(_function, _tile), fits=partial(_fits, _pass, _tile), expected=never,
         )  # fmt: skip
 
 offer_fused(FusedKernels(operators), "Triton", TRITON, also_plain=())
