@@ -19,7 +19,7 @@ from . import compiled, image_edge, matrix_product
 from .compiled import operators
 from .convolution import Activation
 from .fused_kernels import FusedKernels, computes, offer_fused
-from .geometry import Geometry
+from .geometry import Geometry, cropped
 from .layouts import is_channels_last_like
 from .routing import CONVOLUTIONS, never, offer
 from .turned_edge import TurnedEdge
@@ -54,14 +54,10 @@ def _hopper_fits(input: Tensor, weight: Tensor, geometry: Geometry) -> bool:
         and _is_hopper(input.device)
         and bool(
             operators().hopper_conv2d_fits(
-                *input.shape, weight.shape[0], *weight.shape[2:], *_numbers(geometry)
+                *input.shape, weight.shape[0], *weight.shape[2:], *geometry.numbers()
             )
         )
     )
-
-
-def _numbers(geometry: Geometry) -> tuple[int, ...]:
-    return (*geometry.stride, *geometry.padding, *geometry.dilation)
 
 
 def _hopper(
@@ -74,7 +70,7 @@ def _hopper(
 ) -> Tensor:
     bias = None if bias is None else bias.contiguous()
     output: Tensor = operators().hopper_conv2d(
-        input, weight, bias, activation, *_numbers(geometry), tile
+        input, weight, bias, activation, *geometry.numbers(), tile
     )
     return output
 
@@ -96,8 +92,7 @@ def _hopper_input_gradient(
     tile: int, grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> Tensor:
     """Of a transposed convolution: the convolution of the gradient."""
-    result = _hopper(tile, grad, weight, None, 1.0, geometry)
-    return result[:, :, : size[0], : size[1]] if tuple(result.shape[2:]) != size else result
+    return cropped(_hopper(tile, grad, weight, None, 1.0, geometry), size)
 
 
 def _fits_forward(*arguments: Any) -> bool:

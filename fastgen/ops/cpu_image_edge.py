@@ -14,7 +14,7 @@ from torch import Tensor
 from . import compiled, image_edge
 from .compiled import operators
 from .convolution import Activation
-from .geometry import Geometry, belongs, is_channels_last
+from .geometry import Geometry, belongs, is_channels_last, size_of
 from .layouts import is_channels_last_like, is_dense
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
@@ -110,9 +110,7 @@ def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry:
     if not _takes(input, weight, geometry):
         return False
     # An output padding of a stride or more adds rows that no input has.
-    return not geometry.transposed or belongs(
-        (grad.shape[2], grad.shape[3]), input, weight, geometry
-    )
+    return not geometry.transposed or belongs(size_of(grad), input, weight, geometry)
 
 
 def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:

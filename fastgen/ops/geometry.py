@@ -36,6 +36,22 @@ class Geometry(NamedTuple):
         )
         return height, width
 
+    def numbers(self) -> tuple[int, ...]:
+        """Stride, padding and dilation one after the other, as operators take them."""
+        return (*self.stride, *self.padding, *self.dilation)
+
+
+def size_of(tensor: Tensor) -> tuple[int, int]:
+    """Height and width of pictures, maps or kernels."""
+    return tensor.shape[2], tensor.shape[3]
+
+
+def cropped(result: Tensor, size: tuple[int, int]) -> Tensor:
+    """The input gradient of a transposed convolution by a convolution, without the rows and columns
+    that no input has: an output padding of a stride or more (allowed below the dilation) adds them.
+    """
+    return result if size_of(result) == size else result[:, :, : size[0], : size[1]]
+
 
 def belongs(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether an input of this height and width has a convolution, undilated, of the map's."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .compiled import operators
 from .convolution import Activation
-from .geometry import Geometry, belongs, is_channels_last
+from .geometry import Geometry, belongs, cropped, is_channels_last, size_of
 from .layouts import is_channels_last_like, is_dense
 from .routing import allow_tf32
 
@@ -68,9 +68,7 @@ def input_gradient(
     """dgrad(grad, weight) for an input of height and width `size`."""
     if not geometry.transposed:
         return _transposed(grad, weight, None, 1.0, size, geometry)
-    result = _convolved(grad, weight, None, None, 1.0, geometry)
-    # An output padding of a stride or more adds rows that no input has.
-    return result[:, :, : size[0], : size[1]] if tuple(result.shape[2:]) != size else result
+    return cropped(_convolved(grad, weight, None, None, 1.0, geometry), size)
 
 
 def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -199,7 +197,7 @@ def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry:
     and float32 has no kernel without tensor cores.
     """
     picture, map = (grad, input) if geometry.transposed else (input, grad)
-    size = picture.shape[2], picture.shape[3]
+    size = size_of(picture)
     padded = [extent + 2 * p for extent, p in zip(size, geometry.padding, strict=True)]
     return (
         _common(picture, weight, geometry)

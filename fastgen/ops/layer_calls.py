@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.compiler import is_compiling
 
 from .convolution import Activation, Gradients, convolution, last_gradients, layer_gradients
-from .geometry import Geometry, check
+from .geometry import Geometry, check, size_of
 from .gradients import all_wanted, is_last_order, sheltered, transforms_are_active, unwrapped
 from .routing import (
     ConvolutionPasses,
@@ -87,8 +87,7 @@ def layer(
         if len(kernels.known) >= MOST_KNOWN:
             kernels.known.clear()
             kernels.recalled.clear()
-        size = input.shape[2], input.shape[3]
-        call = LayerCall(activation, geometry, size, kernels.narrowed())
+        call = LayerCall(activation, geometry, size_of(input), kernels.narrowed())
         kernels.known[activation, geometry, tensors] = call
     if arguments is not None and all(type(a) in CONSTANT for a in arguments):
         if len(kernels.recalled) >= MOST_KNOWN:
@@ -175,7 +174,7 @@ class ChosenPasses(ConvolutionPasses):
         self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
     ) -> tuple[Tensor, Tensor]:
         """Both, the first time: by one call of PyTorch's where each is its own by itself."""
-        size = input.shape[2], input.shape[3]
+        size = size_of(input)
         input_run, settled = self._kernels.find("input_gradient", grad, weight, size, geometry)
         weight_run, final = self._kernels.find("weight_gradient", input, grad, weight, geometry)
         run: Callable[..., tuple[Tensor, Tensor]] = super().both_gradients

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .geometry import Geometry, is_channels_last
+from .geometry import Geometry, is_channels_last, size_of
 from .layouts import is_channels_last_like
 
 
@@ -82,7 +82,7 @@ def _tensor(product: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
 
 
 def takes_fprop(input: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    size = _size(input)
+    size = size_of(input)
     if geometry.transposed:
         picture = geometry.transposed_size(input, weight)
         return _takes(weight, picture, size, (input, weight), geometry)
@@ -92,21 +92,17 @@ def takes_fprop(input: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 def takes_input_gradient(
     grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> bool:
-    picture, map = (_size(grad), size) if geometry.transposed else (size, _size(grad))
+    picture, map = (size_of(grad), size) if geometry.transposed else (size, size_of(grad))
     return _takes(weight, picture, map, (grad, weight), geometry)
 
 
 def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     picture, map = (grad, input) if geometry.transposed else (input, grad)
-    return _takes(weight, _size(picture), _size(map), (picture, weight, map), geometry)
-
-
-def _size(tensor: Tensor) -> tuple[int, int]:
-    return tensor.shape[2], tensor.shape[3]
+    return _takes(weight, size_of(picture), size_of(map), (picture, weight, map), geometry)
 
 
 def _map_size(weight: Tensor, picture: tuple[int, int]) -> tuple[int, int]:
-    return (1, 1) if _size(weight) == picture else picture
+    return (1, 1) if size_of(weight) == picture else picture
 
 
 def _takes(
@@ -116,7 +112,7 @@ def _takes(
     tensors: tuple[Tensor, ...],
     geometry: Geometry,
 ) -> bool:
-    kernel = _size(weight)
+    kernel = size_of(weight)
     if (
         geometry.groups != 1
         or geometry.padding != (0, 0)

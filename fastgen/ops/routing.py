@@ -25,7 +25,7 @@ from torch.compiler import is_compiling
 
 from . import backend, route_timing, variables
 from .convolution import Activation
-from .geometry import Geometry
+from .geometry import Geometry, size_of
 from .route_table import Route, table_of
 
 # What `torch.backends.cudnn.conv.fp32_precision` asks, by way of four objects.
@@ -279,9 +279,8 @@ class ConvolutionPasses:
     def both_gradients(
         self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
     ) -> tuple[Tensor, Tensor]:
-        size = input.shape[2], input.shape[3]
         return (
-            self.input_gradient(grad, weight, size, geometry),
+            self.input_gradient(grad, weight, size_of(input), geometry),
             self.weight_gradient(input, grad, weight, geometry),
         )
 

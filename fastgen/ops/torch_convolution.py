@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import phases
 from .convolution import Activation, Gradients
-from .geometry import Geometry, is_channels_last
+from .geometry import Geometry, cropped, is_channels_last, size_of
 from .torch_bias_leaky_relu import activate_, aten, mask_, per_channel
 
 Way = Callable[..., Tensor]
@@ -199,7 +199,7 @@ def _goes_by_phases(
     input: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> bool:
     stride, padding, dilation, groups, *_ = geometry
-    return phases.fits(weight, size, _size(input), stride, padding, dilation, groups)
+    return phases.fits(weight, size, size_of(input), stride, padding, dilation, groups)
 
 
 def _by_phases(
@@ -279,10 +279,7 @@ def _convolved_back(
 ) -> Tensor:
     stride, padding, dilation, groups, *_ = geometry
     back = Geometry(stride, padding, dilation, groups, False, (0, 0))
-    result = linear(grad, weight, None, back)
-    # An output padding of a stride or more (allowed below the dilation) adds rows that no input
-    # has.
-    return result[:, :, : size[0], : size[1]] if _size(result) != size else result
+    return cropped(linear(grad, weight, None, back), size)
 
 
 def _back_by_phases(
@@ -366,7 +363,7 @@ def are_plain(
         and input_gradient in (None, _transposed_back, _convolved_back)
         and len(layouts) == 1
         and geometry.groups == 1
-        # Of rows that no input has, see `_convolved_back`.
+        # Of rows that no input has, see `geometry.cropped`.
         and _pads_within_stride(geometry)
         and not (geometry.transposed and _loses_a_column(grad, weight, geometry))
     )
@@ -442,10 +439,6 @@ def _reads_beyond(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometr
             )
         )
     )
-
-
-def _size(tensor: Tensor) -> tuple[int, int]:
-    return tensor.shape[2], tensor.shape[3]
 
 
 WAYS: dict[str, Callable[..., Way]] = {

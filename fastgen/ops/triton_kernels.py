@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 
 from .convolution import Activation
 from .fused_kernels import DTYPES, FusedKernels, offer_fused
-from .geometry import Geometry, is_channels_last
+from .geometry import Geometry, cropped, is_channels_last
 from .gradients import is_unwatched
 from .layouts import in_channels_last, is_channels_last_like, ordered_like
 from .routing import CONVOLUTIONS, allow_tf32, never, offer
@@ -46,10 +46,6 @@ def operators() -> Any:
     return torch.ops.fastgen_triton
 
 
-def _numbers(geometry: Geometry) -> tuple[int, ...]:
-    return (*geometry.stride, *geometry.padding, *geometry.dilation)
-
-
 # --- convolutions: tensors in channels_last, one candidate for each tile ---
 
 
@@ -70,7 +66,7 @@ def _convolution(
             bias,
             output,
             activation,
-            *_numbers(geometry),
+            *geometry.numbers(),
             geometry.groups,
             allow_tf32(),
             tile,
@@ -84,7 +80,7 @@ def _convolution(
         output,
         1.0 if tanh else activation,
         tanh,
-        *_numbers(geometry),
+        *geometry.numbers(),
         *geometry.transposed_size(input, weight),
         geometry.groups,
         allow_tf32(),
@@ -119,14 +115,10 @@ def _masked_forward(
 def _input_gradient(
     tile: int, grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> Tensor:
-    result: Tensor
-    rest = *_numbers(geometry), geometry.groups, allow_tf32(), tile
+    rest = *geometry.numbers(), geometry.groups, allow_tf32(), tile
     if geometry.transposed:
-        result = operators().conv2d(grad, weight, None, None, 1.0, *rest)
-        # An output padding of a stride or more adds rows that no input has.
-        return result[:, :, : size[0], : size[1]] if tuple(result.shape[2:]) != size else result
-    numbers, (groups, tf32, _) = rest[:6], rest[6:]
-    result = operators().conv2d_input_gradient(grad, weight, *size, *numbers, groups, tf32, tile)
+        return cropped(operators().conv2d(grad, weight, None, None, 1.0, *rest), size)
+    result: Tensor = operators().conv2d_input_gradient(grad, weight, *size, *rest)
     return result
 
 
@@ -139,7 +131,7 @@ def _weight_gradient(
         left,
         right,
         *weight.shape[2:],
-        *_numbers(geometry),
+        *geometry.numbers(),
         geometry.groups,
         allow_tf32(),
         tile,
