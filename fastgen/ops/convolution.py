@@ -241,9 +241,12 @@ class LayerGradient(Function):
         geometry: Geometry,
         kernels: ConvolutionKernels,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        return _layer_gradient(
-            grad, weight, output, negative_slope, size, with_sum, geometry, kernels
-        )
+        total = None
+        if with_sum:
+            through, total = kernels.mask_sum(grad, output, negative_slope)
+        else:
+            through = kernels.mask(grad, None, output, negative_slope)
+        return kernels.input_gradient(through, weight, size, geometry), through, total
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -387,29 +390,11 @@ def layer_gradient(
     """(dgrad(m, w), m, sum of m per channel or None) with m = mask(grad; output); of every
     order.
     """
-    apply = _layer_gradient if is_last_order() else _apply_layer_gradient
+    apply = LayerGradient.forward if is_last_order() else _apply_layer_gradient
     result: tuple[Tensor, Tensor, Tensor | None] = apply(
         grad, weight, output, negative_slope, size, with_sum, geometry, kernels
     )
     return result
-
-
-def _layer_gradient(
-    grad: Tensor,
-    weight: Tensor,
-    output: Tensor,
-    negative_slope: float,
-    size: tuple[int, int],
-    with_sum: bool,
-    geometry: Geometry,
-    kernels: ConvolutionKernels,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    total = None
-    if with_sum:
-        through, total = kernels.mask_sum(grad, output, negative_slope)
-    else:
-        through = kernels.mask(grad, None, output, negative_slope)
-    return kernels.input_gradient(through, weight, size, geometry), through, total
 
 
 def input_gradient(
