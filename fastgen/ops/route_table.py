@@ -7,8 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastgen.files import cache_folder, replace_file
+from fastgen.files import cache_folder, locked, replace_file
 from fastgen.version import __version__
 
 FORMAT = 1  # of the file; another format is measured again
@@ -53,7 +52,7 @@ class RouteTable:
 
     def put(self, call: str, route: Route) -> None:
         self.routes[call] = route
-        with suppress(OSError), self._locked():
+        with suppress(OSError), locked(self.path.parent / ".lock"):
             self.routes = {**self._read(), **self.routes}
             entries = {
                 name: {"choice": kept.choice, "seconds": kept.seconds}
@@ -70,16 +69,6 @@ class RouteTable:
             return {name: _route(entry) for name, entry in content["routes"].items()}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return {}
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with (self.path.parent / ".lock").open("w") as file:
-            if sys.platform != "win32":
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _route(entry: Any) -> Route:
