@@ -224,9 +224,7 @@ def _agreeing(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         return first, second
     if not (is_dense(first) or _rows_apart(first)):
         first = first.contiguous()
-    if is_dense(first) and first.is_contiguous():
-        return first, second if _rows_apart(second) else second.contiguous()
-    if _rows_apart(first):
+    if first.is_contiguous() or _rows_apart(first):
         return first, second if _rows_apart(second) else second.contiguous()
     return first, ordered_like(second, first)
 
