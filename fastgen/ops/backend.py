@@ -167,10 +167,6 @@ def select(operation: str, name: str, device: torch.device) -> Any:
             f"backend {name!r} runs on {places} tensors (got a tensor on {device}); "
             "move the tensors or use backend='torch'"
         )
-    if (operation, name) not in KERNELS:
-        raise BackendUnavailable(
-            f"backend {name!r} does not compute {operation}; use backend='torch'"
-        )
     return KERNELS[operation, name]
 
 
