@@ -44,20 +44,6 @@ class Canvas:
         thick = max(1, round(width * SMOOTHING))
         self._draw.line([_scaled(start), _scaled(end)], color, thick)
 
-    def dashed(self, start: Point, end: Point, *, color: str, width: float = 1) -> None:
-        """A line of dashes."""
-        length = ((end[0] - start[0]) ** 2 + (end[1] - start[1]) ** 2) ** 0.5
-        if length == 0:
-            return
-        step = (end[0] - start[0]) / length, (end[1] - start[1]) / length
-
-        def along(distance: float) -> Point:
-            reached = min(distance, length)
-            return start[0] + step[0] * reached, start[1] + step[1] * reached
-
-        for dash in range(int(length // 9) + 1):
-            self.line(along(9 * dash), along(9 * dash + 5), color=color, width=width)
-
     def bar(self, left: float, top: float, width: float, height: float, color: str) -> None:
         """A filled bar with rounded ends, never so short that it is not seen."""
         box = [_scaled((left, top)), _scaled((left + max(width, 2), top + height))]

@@ -78,11 +78,6 @@ class Layer(NamedTuple):
         """
         return 3 * self.forward_numbers
 
-    @property
-    def is_image_edge(self) -> bool:
-        """Whether one side is a picture."""
-        return min(self.inputs, self.outputs) <= 4
-
     def scaled(self, *, batch: int, channels: int, size: int) -> Layer:
         """The same layer, no larger than this: for trying a benchmark out."""
 
