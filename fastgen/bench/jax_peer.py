@@ -19,18 +19,11 @@ from typing import Any
 
 import torch
 
+from fastgen.models.pyramid import pyramid
+
 from .steps import LATENTS, Step
 
 SLOPE, RATE, BETA_1, BETA_2, EPSILON = 0.2, 2e-4, 0.5, 0.9, 1e-8
-
-
-def widths(size: int, width: int) -> list[int]:
-    """Channels of the stages from the picture up, as in fastgen.models.pyramid."""
-    found, stage = [], 0
-    while size % 2 == 0 and size > 4:
-        found.append(min(2**stage, 8) * width)
-        size, stage = size // 2, stage + 1
-    return found
 
 
 def build(options: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -40,8 +33,8 @@ def build(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     from jax import lax
 
     dtype = jnp.bfloat16 if options.precision == "bfloat16" else jnp.float32
-    channels = widths(options.size, options.width)
-    top = options.size // 2 ** len(channels)
+    plan = pyramid((3, options.size, options.size), options.width)
+    channels, (top, _) = plan.channels, plan.top
     keys = iter(jax.random.split(jax.random.key(0), 64))
     layout = ("NHWC", "HWIO", "NHWC")
 

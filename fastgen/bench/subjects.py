@@ -183,7 +183,7 @@ def over_sets(
         return results[-1]
 
     if least is not None:
-        held = sum(t.numel() * t.element_size() for t in tensors_in(call()))
+        held = sum(tensor.nbytes for tensor in tensors_in(call()))
         results = deque(maxlen=min(len(sets), 1 + least // max(1, held)))
         for _ in range(results.maxlen or 1):
             call()

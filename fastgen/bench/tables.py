@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .ladder import differs
-
-Results = dict[str, Any]
+from .ladder import Results, differs
+from .rungs import DTYPES
+from .work import Work
 
 
 def duration(seconds: float) -> str:
@@ -88,9 +88,6 @@ def _cells(row: dict[str, Any], rung: dict[str, Any], results: Results) -> list[
 
 def share_of_limit(row: dict[str, Any], rung: dict[str, Any], results: Results) -> float | None:
     """How much of the measured ceiling that bounds it a rung reaches."""
-    from .rungs import DTYPES
-    from .work import Work
-
     ceilings = results["ceilings"]
     if not ceilings or not row["numbers"]:
         return None

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,8 +182,8 @@ def rotating(
                 raise ValueError(
                     f"a tensor of shape {tuple(tensor.shape)} is constant; draw it at random"
                 )
-        fresh = _bytes(tensor for tensor in tensors if not storages(tensor) & seen)
-        if 2 * fresh < _bytes(tensors):
+        fresh = sum(tensor.nbytes for tensor in tensors if not storages(tensor) & seen)
+        if 2 * fresh < sum(tensor.nbytes for tensor in tensors):
             raise ValueError(
                 "make() returned memory that an earlier call returned; draw what is large anew"
             )
@@ -193,10 +193,6 @@ def rotating(
         if not tensors:
             break  # nothing to rotate
     return sets
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _is_constant(tensor: Tensor) -> bool:
