@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fastgen.data import Batches
+from fastgen.data import Batch, Batches
 from fastgen.data.resident import ResidentImages
-
-
-class StaticBatch(NamedTuple):
-    """Images, and labels where there are any."""
-
-    images: Tensor
-    labels: Tensor | None
-
-
-class Batch(Protocol):
-    """Images, and labels where there are any."""
-
-    @property
-    def images(self) -> Tensor:
-        """Float, (N, ...)."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Int64, (N,)."""
 
 
 class Inputs(Protocol):
@@ -73,12 +54,10 @@ class CopiedInputs:
         index: of a batch whose shape and layout the others have, or else do not fit.
     """
 
-    def __init__(self, batch: Callable[[int], StaticBatch], index: int) -> None:
+    def __init__(self, batch: Callable[[int], Batch], index: int) -> None:
         self._batch, self._loaded = batch, index
         images, labels = batch(index)
-        self._static = StaticBatch(
-            images.detach().clone(), None if labels is None else labels.clone()
-        )
+        self._static = Batch(images.detach().clone(), None if labels is None else labels.clone())
 
     def load(self, index: int) -> int | None:
         """Copy batch `index`."""
@@ -100,7 +79,7 @@ class CopiedInputs:
 
 def make_inputs(
     source: object,
-    batch: Callable[[int], StaticBatch],
+    batch: Callable[[int], Batch],
     index: int,
     *,
     device: torch.device,

@@ -21,12 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastgen.data import Batches
+from fastgen.data import Batch, Batches
 from fastgen.models import Losses
 
 from .checkpoint import Checkpoint
 from .finite import NonFiniteLoss
-from .inputs import Batch, StaticBatch
 from .processes import (
     BatchSource,
     Gradients,
@@ -156,7 +155,7 @@ class Group(Processes):
         batch = source.batch(index)
         images, labels = batch.images, batch.labels
         part = self._part(index, len(images))
-        return StaticBatch(images[part], None if labels is None else labels[part]), len(images)
+        return Batch(images[part], None if labels is None else labels[part]), len(images)
 
     def average(
         self,

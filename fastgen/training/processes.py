@@ -18,16 +18,27 @@ from fastgen.models import Losses
 
 from .checkpoint import Checkpoint
 from .finite import NonFiniteLoss
-from .inputs import Batch
 
 Gradients = Sequence[Tensor | None]
+
+
+class BatchLike(Protocol):
+    """Images, and labels where there are any: what a source of the caller's gives."""
+
+    @property
+    def images(self) -> Tensor:
+        """Float, (N, ...)."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Int64, (N,)."""
 
 
 @runtime_checkable
 class BatchSource(Protocol):
     """Anything that gives batch number 0, 1, 2 ... as a function of the number alone."""
 
-    def batch(self, index: int) -> Batch:
+    def batch(self, index: int) -> BatchLike:
         """The batch of this number."""
 
 
@@ -98,7 +109,7 @@ class Processes:
             ValueError: `batch_size` is no multiple of the number of processes.
         """
 
-    def take(self, source: BatchSource, index: int) -> tuple[Batch, int]:
+    def take(self, source: BatchSource, index: int) -> tuple[BatchLike, int]:
         """This process's part of batch `index`, and how many images the whole batch has."""
         batch = source.batch(index)
         return batch, len(batch.images)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.acceleration.layouts import lay_out_state
+from fastgen.data import Batch
 from fastgen.models import Losses, Model
 from fastgen.ops.casts import Casts
 from fastgen.ops.gradients import returning
@@ -21,7 +22,7 @@ from .averaging import WeightAverage
 from .checkpoint import Checkpoint, ForeignCheckpoint, load_weights
 from .finite import FiniteWatch, Moment, NonFiniteLoss, all_finite, explain
 from .graphs import Graphs
-from .inputs import Batch, Inputs, StaticBatch, make_inputs
+from .inputs import Inputs, make_inputs
 from .packing import pack, unpack
 from .phase_checks import check_losses, check_optimizer, check_phases
 from .processes import BatchSource, Gradients, Processes
@@ -68,7 +69,7 @@ class Stepper:
         self.losses: dict[str, Tensor] = {}
         self._watch = FiniteWatch(device, deferred=device.type != "cpu" or graphs is not None)
         self._batches_per_step = max(phase.repeats for phase in self.phases)
-        self._drawn: dict[int, StaticBatch] = {}
+        self._drawn: dict[int, Batch] = {}
         self._sizes: dict[int, int] = {}
         self._inputs: Inputs | None = None
         self._numbers: dict[str, object] = {}
@@ -283,11 +284,11 @@ class Stepper:
         # The phases of a step share its batches, so an epoch is as long for a GAN as for a VAE.
         return moment.step * self._batches_per_step + moment.repetition
 
-    def _batch(self, index: int) -> StaticBatch:
+    def _batch(self, index: int) -> Batch:
         if index not in self._drawn:
             batch, self._sizes[index] = self._processes.take(self._batches, index)
             images, labels = batch.images, batch.labels
-            self._drawn[index] = StaticBatch(
+            self._drawn[index] = Batch(
                 images.to(self._device), None if labels is None else labels.to(self._device)
             )
         return self._drawn[index]
