@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -66,7 +66,7 @@ def call_of(module: nn.Module) -> Call | None:
     return call if call.activation == "tanh" or is_slope(call.activation) else None
 
 
-def is_frozen_norm(module: nn.Module, layer: nn.Module) -> bool:
+def is_frozen_norm(module: nn.Module, layer: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     """Whether a module behind a layer is a batch normalization by fixed numbers, and nobody looks
     at what is between the two.
     """
@@ -109,11 +109,8 @@ def behind(layers: list[nn.Module], position: int, *, fold: bool) -> Behind:
     layer = layers[position]
     norm: nn.BatchNorm2d | None = None
     after = position + 1
-    if fold and after < len(layers) and is_frozen_norm(layers[after], layer):
-        found = layers[after]
-        assert isinstance(found, nn.BatchNorm2d)
-        norm = found
-        after += 1
+    if fold and after < len(layers) and is_frozen_norm(found := layers[after], layer):
+        norm, after = found, after + 1
     without = Behind(Epilogue(norm, 1.0), after - position - 1)
     if after == len(layers):
         return without
@@ -121,16 +118,19 @@ def behind(layers: list[nn.Module], position: int, *, fold: bool) -> Behind:
     if call is None:
         return without
     if not takes(layer, call.activation):
-        return without._replace(why_not="only a transposed convolution takes tanh in")
+        return without._replace(why_not=TAKES_NO_TANH)
     if sees_output(layer):
-        return Behind(NOTHING, 0, "a hook sees its output")
+        return Behind(NOTHING, 0, OUTPUT_IS_SEEN)
     if not is_bare(layers[after]):
-        return without._replace(why_not="its activation has a hook or a forward of its own")
+        return without._replace(why_not=ACTIVATION_IS_SEEN)
     if not (call.keeps_output or not torch.is_grad_enabled() or _is_read(layers, after + 1)):
         return without._replace(why_not=MAY_BE_OVERWRITTEN)
     return Behind(Epilogue(norm, call.activation), after - position)
 
 
+TAKES_NO_TANH = "only a transposed convolution takes tanh in"
+OUTPUT_IS_SEEN = "a hook sees its output"
+ACTIVATION_IS_SEEN = "its activation has a hook or a forward of its own"
 MAY_BE_OVERWRITTEN = (
     "what follows may overwrite the output, which a fused layer keeps for its backward "
     "(fused only under no_grad)"

@@ -339,7 +339,6 @@ def _epilogues(module: nn.Module, plan: Plan, *, fold: bool) -> dict[int, Epilog
             candidate = _part(module, link.norm)
             if not fold or candidate is None or not is_frozen_norm(candidate, layer):
                 continue
-            assert isinstance(candidate, nn.BatchNorm2d)
             norm = candidate
         if link.module is not None:
             behind = _part(module, link.module)

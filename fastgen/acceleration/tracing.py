@@ -23,7 +23,10 @@ from .activations import FUNCTIONS, Call
 from .classes import original_class
 from .epilogues import (
     ACTIVATES,
+    ACTIVATION_IS_SEEN,
     FOLDS,
+    OUTPUT_IS_SEEN,
+    TAKES_NO_TANH,
     call_of,
     is_bare,
     is_frozen_norm,
@@ -93,12 +96,12 @@ def _link(module: nn.Module, layer: nn.Module, node: fx.Node, *, fold: bool) -> 
     if call is None:
         return None if norm is None else Link(norm, None, NO_CALL, only_read=True)
     if not takes(layer, call.activation):
-        return "only a transposed convolution takes tanh in" if call.activation == "tanh" else None
+        return TAKES_NO_TANH if call.activation == "tanh" else None
     if sees_output(layer):
-        return "a hook sees its output"
+        return OUTPUT_IS_SEEN
     by_module = after.op == "call_module"
     if by_module and not is_bare(module.get_submodule(str(after.target))):
-        return "its activation has a hook or a forward of its own"
+        return ACTIVATION_IS_SEEN
     only_read = all(_only_reads(module, user) for user in after.users)
     return Link(norm, str(after.target) if by_module else None, call, only_read)
 
