@@ -26,6 +26,7 @@ from torch.compiler import is_compiling
 from . import backend, route_timing, variables
 from .convolution import Activation
 from .geometry import Geometry, size_of
+from .layouts import is_channels_last_like
 from .route_table import Route, table_of
 
 # What `torch.backends.cudnn.conv.fp32_precision` asks, by way of four objects.
@@ -494,8 +495,7 @@ def _joined(values: Iterable[int]) -> str:
 def layout_of(tensor: Tensor) -> str:
     """The name of a tensor's layout, its strides where it has none."""
     if tensor.is_contiguous():
-        both = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-        return "either" if both else "contiguous"
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return "either" if is_channels_last_like(tensor) else "contiguous"
+    if is_channels_last_like(tensor):
         return "channels_last"
     return f"strides {_joined(tensor.stride())}"
