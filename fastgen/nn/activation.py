@@ -12,8 +12,8 @@ class BiasLeakyReLU(nn.Module):
     r"""leaky_relu(x + b), one learned bias per channel, which starts at 0.
 
     For what stands between two layers and has no fused form: behind a normalization without bias,
-        say. Shapes, dtypes, what is saved for backward and the order of gradients (any) are those
-        of :func:`fastgen.ops.bias_leaky_relu`.
+    say. Shapes, dtypes, what is saved for backward and the order of gradients (any) are those of
+    :func:`fastgen.ops.bias_leaky_relu`.
 
     Args:
         channels: C of an input of shape (N, C, ...).

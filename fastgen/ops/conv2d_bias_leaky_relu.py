@@ -51,10 +51,9 @@ def conv2d_bias_leaky_relu(
     **Gradients** of any order with respect to input, weight and bias. Saved for backward: input
     (only where the weight needs a gradient), weight and output (not at slope 1); the input is the
     output of the layer before, so a chain of layers keeps each activation once. No derivative of
-    the activation's mask
-    is taken: it is 0 almost everywhere, so what depends on a tensor through the mask alone (a bias
-    in a gradient penalty) gets no gradient (``None``) where PyTorch makes a tensor of zeros.
-    `torch.autograd.grad` wants ``allow_unused=True`` for such a tensor.
+    the activation's mask is taken: it is 0 almost everywhere, so what depends on a tensor through
+    the mask alone (a bias in a gradient penalty) gets no gradient (``None``) where PyTorch makes a
+    tensor of zeros. `torch.autograd.grad` wants ``allow_unused=True`` for such a tensor.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it and what is allowed.

@@ -1,7 +1,7 @@
 """The image-edge operators on a CPU: what they take there, and where they should win.
 
-Beside the passes of `image_edge` they compute the weight gradient, of a transposed convolution with
-the roles of input and gradient swapped.
+The passes are those of `image_edge`; operands that do not fill their memory are copied first, and
+the weight gradient takes both layouts.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class FusedKernels:
         if (bias is None and negative_slope == 1) or fresh.numel() == 0:
             return fresh
         bias = None if bias is None else bias.contiguous()
-        if torch.compiler.is_compiling():  # out of place, see `torch_kernels.activate_`
+        if torch.compiler.is_compiling():  # out of place, see `torch_bias_leaky_relu.activate_`
             traced: Tensor = self._operators().bias_leaky_relu(fresh, bias, negative_slope)
             return traced
         self._operators().bias_leaky_relu_(fresh, bias, negative_slope)

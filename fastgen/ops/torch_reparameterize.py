@@ -10,7 +10,7 @@ from .philox import normal
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
     """The values in the dtype and layout of `tensor`."""
-    if torch.compiler.is_compiling():  # not in place, as above; the compiler sets the layout
+    if torch.compiler.is_compiling():  # not in place, see `activate_`; the compiler sets the layout
         # A conversion that changes nothing returns its input, which torch 2.11 gets wrong as well.
         return values if values.dtype == tensor.dtype else values.to(tensor.dtype)
     return torch.empty_like(tensor).copy_(values)
