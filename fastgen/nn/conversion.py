@@ -22,13 +22,6 @@ def slope_of(activation: nn.Module | None, allowed: str = "nn.LeakyReLU, nn.ReLU
     raise TypeError(f"activation must be {allowed} (got {type(activation).__name__})")
 
 
-def activation_of(negative_slope: float) -> nn.Module | None:
-    """The torch.nn activation of a slope: the inverse of `slope_of`."""
-    if negative_slope == 1:
-        return None
-    return nn.ReLU() if negative_slope == 0 else nn.LeakyReLU(negative_slope)
-
-
 def check_computes_as(layer: nn.Module, kind: type[nn.Module]) -> None:
     """Refuse what is no layer of this kind, or a subclass that may compute something else.
 
@@ -68,6 +61,7 @@ def share(source: nn.Module, target: nn.Module) -> None:
 
 
 def with_activation(layer: nn.Module, negative_slope: float) -> nn.Module:
-    """`layer` alone, or followed by its activation."""
-    activation = activation_of(negative_slope)
-    return layer if activation is None else nn.Sequential(layer, activation)
+    """`layer` alone, or followed by the activation of a slope: the inverse of `slope_of`."""
+    if negative_slope == 1:
+        return layer
+    return nn.Sequential(layer, nn.ReLU() if negative_slope == 0 else nn.LeakyReLU(negative_slope))
