@@ -28,6 +28,7 @@ from .recorder import Recorder
 from .run_folder import FINGERPRINT, RunFolder, Settings
 from .seeds import PICTURES, own_generators, seed_generators, step_seed
 from .stepper import UPDATES, OptimizerFactory, Stepper
+from .summary import parameter_count
 from .text import spelled, without_addresses
 
 Action = Callable[[int], None]
@@ -173,7 +174,7 @@ class Trainer:
         self._settings = settings or {
             "model": type(model).__name__,
             "details": without_addresses(model.extra_repr()),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": parameter_count(model),
             "batch_size": int(batch_size),
             "seed": int(seed),
             "precision": precision,
@@ -346,7 +347,9 @@ class Trainer:
         checkpoint = self._processes.same_checkpoint(checkpoint)
         if checkpoint is None:
             return None
-        self._take(checkpoint)
+        self._stepper.load(checkpoint)
+        self.step = checkpoint.state["step"]
+        self._meter.seconds_before = checkpoint.state["seconds"]
         return int(checkpoint.state.get("processes", 1))
 
     def _do(self, action: Action) -> None:
@@ -398,11 +401,6 @@ class Trainer:
             "sample_every": self._sample_every,
             "checkpoint_every": self._checkpoint_every,
         }
-
-    def _take(self, checkpoint: Checkpoint) -> None:
-        self._stepper.load(checkpoint)
-        self.step = checkpoint.state["step"]
-        self._meter.seconds_before = checkpoint.state["seconds"]
 
     def _as_batches(self, data: ImageDataset | BatchSource, batch_size: int) -> BatchSource:
         if isinstance(data, BatchSource):
