@@ -451,8 +451,8 @@ def evaluate(
             known = loaded.settings["image_shape"]
             raise ConfigError(f"{run} was trained on images of shape {known}, {spec} has {shape}")
         if fingerprint(splits.train) != loaded.settings["data_fingerprint"]:
-            warn([f"the pictures of {spec} are not those that {run} was trained on"])
-        numbers = measure(loaded.model, splits, say=lambda line: warn([line]))
+            warn_line(f"the pictures of {spec} are not those that {run} was trained on")
+        numbers = measure(loaded.model, splits, say=warn_line)
         results = {"step": loaded.step, **numbers}
         # First: the run may be somebody else's, in a folder that cannot be written.
         typer.echo(json.dumps(results) if as_json else columns(_rounded(results)))

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 def warn(lines: Iterable[str]) -> None:
     """Lines on standard error, each with the program's name."""
     for line in lines:
-        typer.echo(f"fastgen: {line}", err=True)
+        warn_line(line)
 
 
 def warn_line(line: str) -> None:
     """One such line."""
-    warn([line])
+    typer.echo(f"fastgen: {line}", err=True)
 
 
 def fail(message: object, code: int, *, for_all: bool = False) -> typer.Exit:
@@ -36,7 +36,7 @@ def fail(message: object, code: int, *, for_all: bool = False) -> typer.Exit:
 
         if not is_first_process():
             return typer.Exit(code)
-    typer.echo(f"fastgen: {message}", err=True)
+    warn_line(str(message))
     return typer.Exit(code)
 
 
