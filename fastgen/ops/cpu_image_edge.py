@@ -14,8 +14,14 @@ from torch import Tensor
 from . import compiled, image_edge
 from .compiled import operators
 from .convolution import Activation
-from .geometry import Geometry, belongs, is_channels_last, size_of
-from .layouts import is_channels_last_like, is_dense
+from .geometry import (
+    Geometry,
+    belongs,
+    input_gradient_belongs,
+    is_channels_last,
+    weight_gradient_belongs,
+)
+from .layouts import dense, is_channels_last_like
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
 KERNEL = 16  # rows or columns, at most; csrc/cpu/image_edge.h has the same number
@@ -33,7 +39,7 @@ def forward(
 ) -> Tensor:
     """activation(fprop(input, weight) + bias)."""
     if geometry.transposed:
-        input = _dense(input, channels_last=is_channels_last(input, weight))
+        input = dense(input, channels_last=is_channels_last(input, weight))
     return image_edge.forward(input, weight, bias, activation, geometry)
 
 
@@ -42,7 +48,7 @@ def input_gradient(
 ) -> Tensor:
     """dgrad(grad, weight) for an input of height and width `size`."""
     if not geometry.transposed:
-        grad = _dense(grad, channels_last=is_channels_last(grad, weight))
+        grad = dense(grad, channels_last=is_channels_last(grad, weight))
     return image_edge.input_gradient(grad, weight, size, geometry)
 
 
@@ -51,19 +57,10 @@ def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geome
     picture, other = (grad, input) if geometry.transposed else (input, grad)
     last = is_channels_last_like(weight) and not weight.is_contiguous()
     result: Tensor = operators().image_edge_conv2d_weight_gradient(
-        picture, _dense(other, channels_last=is_channels_last_like(picture)), *weight.shape[2:],
+        picture, dense(other, channels_last=is_channels_last_like(picture)), *weight.shape[2:],
         *geometry.stride, *geometry.padding, last,
     )  # fmt: skip
     return result
-
-
-def _dense(tensor: Tensor, *, channels_last: bool) -> Tensor:
-    """The tensor, or a copy that fills its memory."""
-    if is_dense(tensor):
-        return tensor
-    return tensor.contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
 
 
 # --- which calls the operators take ---
@@ -101,16 +98,13 @@ def takes_masked_forward(
 def takes_input_gradient(
     grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> bool:
-    return _takes(grad, weight, geometry) and (
-        geometry.transposed or belongs(size, grad, weight, geometry)
-    )
+    return _takes(grad, weight, geometry) and input_gradient_belongs(grad, weight, size, geometry)
 
 
 def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    if not _takes(input, weight, geometry):
-        return False
-    # An output padding of a stride or more adds rows that no input has.
-    return not geometry.transposed or belongs(size_of(grad), input, weight, geometry)
+    return _takes(input, weight, geometry) and weight_gradient_belongs(
+        input, grad, weight, geometry
+    )
 
 
 def _takes(operand: Tensor, weight: Tensor, geometry: Geometry) -> bool:

@@ -31,8 +31,16 @@ from torch import Tensor
 from . import compiled, variables
 from .compiled import operators
 from .convolution import Activation
-from .geometry import Geometry, belongs, is_channels_last
-from .layouts import is_channels_last_like, is_dense, same_order
+from .geometry import (
+    Geometry,
+    belongs,
+    cropped,
+    input_gradient_belongs,
+    is_channels_last,
+    size_of,
+    weight_gradient_belongs,
+)
+from .layouts import dense, is_channels_last_like, is_dense, same_order
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float64})
 # Kernels and strides, as csrc/ops/winograd.h takes them and csrc/cpu/winograd_method.h names them.
@@ -88,9 +96,7 @@ def input_gradient(
     """dgrad(grad, weight) for an input of height and width `size`."""
     if not geometry.transposed:
         return _transposed(grad, weight, None, 1.0, size, geometry)
-    result = _convolved(grad, weight, None, None, 1.0, geometry)
-    # An output padding of a stride or more adds rows that no input has.
-    return result[:, :, : size[0], : size[1]] if tuple(result.shape[2:]) != size else result
+    return cropped(_convolved(grad, weight, None, None, 1.0, geometry), size)
 
 
 def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -98,8 +104,8 @@ def weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geome
     wide, map = (grad, input) if geometry.transposed else (input, grad)
     last = is_channels_last_like(weight) and not weight.is_contiguous()
     result: Tensor = operators().winograd_conv2d_weight_gradient(
-        _dense(wide, last), _dense(map, last), *weight.shape[2:], geometry.stride[0],
-        *geometry.padding, last,
+        dense(wide, channels_last=last), dense(map, channels_last=last), *weight.shape[2:],
+        geometry.stride[0], *geometry.padding, last,
     )  # fmt: skip
     return result
 
@@ -115,7 +121,7 @@ def _convolved(
     bias = None if bias is None else bias.contiguous()
     last = is_channels_last(input, weight)
     result: Tensor = operators().winograd_conv2d(
-        _dense(input, last), weight, bias, output, negative_slope, geometry.stride[0],
+        dense(input, channels_last=last), weight, bias, output, negative_slope, geometry.stride[0],
         *geometry.padding, last,
     )  # fmt: skip
     return result
@@ -132,20 +138,10 @@ def _transposed(
     bias = None if bias is None else bias.contiguous()
     last = is_channels_last(input, weight)
     result: Tensor = operators().winograd_conv_transpose2d(
-        _dense(input, last), weight, bias, negative_slope, geometry.stride[0], *geometry.padding,
-        *size, last,
+        dense(input, channels_last=last), weight, bias, negative_slope, geometry.stride[0],
+        *geometry.padding, *size, last,
     )  # fmt: skip
     return result
-
-
-def _dense(tensor: Tensor, channels_last: bool) -> Tensor:
-    """The tensor as it is where it lies in one of the two layouts, which the operators take; else a
-    copy in the one that the result will have.
-    """
-    if is_dense(tensor):
-        return tensor
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return tensor.contiguous(memory_format=layout)
 
 
 # --- which calls the operators take ---
@@ -182,17 +178,12 @@ def takes_masked_forward(
 def takes_input_gradient(
     grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
 ) -> bool:
-    return _takes(grad, weight, geometry) and (
-        geometry.transposed or belongs(size, grad, weight, geometry)
-    )
+    return _takes(grad, weight, geometry) and input_gradient_belongs(grad, weight, size, geometry)
 
 
 def takes_weight_gradient(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    if not _takes(input, weight, geometry):
-        return False
-    # An output padding of a stride or more adds rows that no input has.
-    return not geometry.transposed or belongs(
-        (grad.shape[2], grad.shape[3]), input, weight, geometry
+    return _takes(input, weight, geometry) and weight_gradient_belongs(
+        input, grad, weight, geometry
     )
 
 
@@ -307,32 +298,19 @@ def _wins(
     operand_is_map: bool,
     weight_gradient: bool = False,
 ) -> bool:
-    height, width = (
-        operand.shape[2 + axis]
-        if operand_is_map
-        else (operand.shape[2 + axis] + 2 * geometry.padding[axis] - weight.shape[2 + axis])
-        // geometry.stride[axis]
-        + 1
-        for axis in (0, 1)
-    )
+    height, width = size_of(operand) if operand_is_map else geometry.convolved_size(operand, weight)
     kernel, stride = weight.shape[2], geometry.stride[0]
-    images, pairs = len(operand), weight.shape[0] * weight.shape[1]
-    pixels = images * height * width
+    pixels, pairs = len(operand) * height * width, weight.shape[0] * weight.shape[1]
     if weight_gradient:
         mixed_pixels = MIXED_PIXELS_OF_WEIGHT_GRADIENT
     else:
         mixed_pixels = max(MIXED_PIXELS, 0 if operand_is_map else pairs // MIXED_SHARE)
-    mixed = mixes(kernel, stride) and pixels >= mixed_pixels
-    multiplied = products(height, kernel, stride, mixed=mixed) * products(
-        width, kernel, stride, mixed=mixed
-    )
-    in_full_tiles = height * width * (kernel + stride) ** 2 / 4
     small = pairs <= SMALL_PAIRS and pixels * pairs * kernel**2 <= SMALL_PRODUCTS
     least_tiles, full = (LEAST_SMALL_TILES, FULL_SMALL) if small else (LEAST_TILES, FULL)
     return (
         operand.dtype in (torch.float32, torch.bfloat16)
-        and images * -(-height // 2) * -(-width // 2) >= least_tiles
-        and in_full_tiles >= full * multiplied
+        and len(operand) * -(-height // 2) * -(-width // 2) >= least_tiles
+        and _tiles_are_full(height, width, kernel, stride, full, mixed=pixels >= mixed_pixels)
         and (is_channels_last(operand, weight) or height * width * stride * stride >= LEAST_PIXELS)
         and not (
             weight_gradient and kernel % stride != 0 and pairs > UNEVEN_PAIRS_OF_A_PIXEL * pixels
@@ -348,6 +326,16 @@ def _wins(
         and compiled.cpu_version() != "portable"
         and variables.read("FASTGEN_WINOGRAD") != "off"
     )
+
+
+def _tiles_are_full(
+    height: int, width: int, kernel: int, stride: int, full: float, *, mixed: bool
+) -> bool:
+    """Whether so large a part of what is multiplied belongs to outputs of the map."""
+    mixed = mixed and mixes(kernel, stride)
+    rows = products(height, kernel, stride, mixed=mixed)
+    columns = products(width, kernel, stride, mixed=mixed)
+    return height * width * (kernel + stride) ** 2 / 4 >= full * rows * columns
 
 
 def _pays_with_few_channels(

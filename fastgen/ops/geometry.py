@@ -24,6 +24,21 @@ class Geometry(NamedTuple):
     transposed: bool
     output_padding: tuple[int, int]
 
+    def convolved_size(self, input: Tensor, weight: Tensor) -> tuple[int, int]:
+        """Height and width of the convolution of `input`."""
+        height, width = (
+            (
+                input.shape[2 + axis]
+                + 2 * self.padding[axis]
+                - self.dilation[axis] * (weight.shape[2 + axis] - 1)
+                - 1
+            )
+            // self.stride[axis]
+            + 1
+            for axis in (0, 1)
+        )
+        return height, width
+
     def transposed_size(self, input: Tensor, weight: Tensor) -> tuple[int, int]:
         """Height and width of the transposed convolution of `input`."""
         height, width = (
@@ -64,6 +79,22 @@ def belongs(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geomet
         < geometry.stride[axis]
         for axis in (0, 1)
     )
+
+
+def input_gradient_belongs(
+    grad: Tensor, weight: Tensor, size: tuple[int, int], geometry: Geometry
+) -> bool:
+    """Whether the input gradient's size is that of a convolution's input, if it is one's."""
+    return geometry.transposed or belongs(size, grad, weight, geometry)
+
+
+def weight_gradient_belongs(
+    input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
+) -> bool:
+    """The same of a weight gradient: an output padding of a stride or more adds rows to a
+    transposed convolution's output that no convolution of them reads.
+    """
+    return not geometry.transposed or belongs(size_of(grad), input, weight, geometry)
 
 
 def check(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:

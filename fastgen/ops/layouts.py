@@ -19,6 +19,15 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or is_channels_last_like(tensor)
 
 
+def dense(tensor: Tensor, *, channels_last: bool) -> Tensor:
+    """The tensor, or a copy that fills its memory in the order that is asked for."""
+    if is_dense(tensor):
+        return tensor
+    return tensor.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
 def same_order(left: Tensor, right: Tensor) -> bool:
     """Whether element i of one memory belongs to element i of the other; strides of dimensions of
     extent 1 say nothing.

@@ -104,12 +104,7 @@ def _results(input: Tensor, weight: Tensor, geometry: Geometry) -> int:
     if geometry.transposed:
         height, width = geometry.transposed_size(input, weight)
         return len(input) * weight.shape[1] * geometry.groups * height * width
-    height, width = (
-        (input.shape[2 + axis] + 2 * geometry.padding[axis] - reach) // geometry.stride[axis] + 1
-        for axis, reach in enumerate(
-            geometry.dilation[axis] * (weight.shape[2 + axis] - 1) + 1 for axis in (0, 1)
-        )
-    )
+    height, width = geometry.convolved_size(input, weight)
     return len(input) * len(weight) * height * width
 
 
@@ -154,11 +149,11 @@ def _loses_a_column(input: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     channels_last where the stride along rows is the longer one: of pictures of one channel, and of
     16 to 8 in bfloat16 (torch 2.13). The first column is that of a stride of 1, too.
     """
-    if geometry.stride[0] >= geometry.stride[1]:
-        return False
-    reach = geometry.dilation[1] * (weight.shape[3] - 1) + 1
-    room = input.shape[3] + 2 * geometry.padding[1] - reach
-    return room < geometry.stride[1] and _onednn_takes(input)
+    return (
+        geometry.stride[0] < geometry.stride[1]
+        and geometry.convolved_size(input, weight)[1] == 1
+        and _onednn_takes(input)
+    )
 
 
 def _convolved(
