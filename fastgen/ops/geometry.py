@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 
 from . import checks
 from .casts import cast
+from .layouts import of_its_own
 
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
@@ -65,7 +66,9 @@ def cropped(result: Tensor, size: tuple[int, int]) -> Tensor:
     """The input gradient of a transposed convolution by a convolution, without the rows and columns
     that no input has: an output padding of a stride or more (allowed below the dilation) adds them.
     """
-    return result if size_of(result) == size else result[:, :, : size[0], : size[1]]
+    if size_of(result) == size:
+        return result
+    return of_its_own(result[:, :, : size[0], : size[1]])
 
 
 def belongs(size: tuple[int, int], map: Tensor, weight: Tensor, geometry: Geometry) -> bool:

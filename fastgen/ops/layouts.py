@@ -45,6 +45,13 @@ def ordered_like(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor if same_order(tensor, like) else torch.empty_like(like).copy_(tensor)
 
 
+def of_its_own(view: Tensor) -> Tensor:
+    """A view of a fresh tensor as if it were that tensor: nobody could write in place to a view
+    that a Function returns, nor, once gradients are recorded, to one that was made without them.
+    """
+    return view.detach()
+
+
 def in_channels_last(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`run` for operands of any layout: converted on the way in, the result contiguous again.
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Geometry, is_channels_last, size_of
-from .layouts import is_channels_last_like
+from .layouts import is_channels_last_like, of_its_own
 
 
 def fprop(input: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
@@ -73,9 +73,9 @@ def _matrix(tensor: Tensor, taps: int, last: bool) -> Tensor:
 def _tensor(product: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
     """The memory of a product as a tensor (N, C, H, W)."""
     if not last:
-        return product.view(shape)
+        return of_its_own(product.view(shape))
     samples, channels, height, width = shape
-    return product.view(samples, height, width, channels).permute(0, 3, 1, 2)
+    return of_its_own(product.view(samples, height, width, channels).permute(0, 3, 1, 2))
 
 
 # --- which calls are such products, of operands that need not be copied ---

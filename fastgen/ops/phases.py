@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layouts import of_its_own
+
 VECTOR = 16  # channels to which oneDNN pads
 
 
@@ -98,4 +100,4 @@ def shuffle(phases: Tensor, step: int, *, channels_last: bool) -> Tensor:
     n, channels, height, width = phases.shape
     cells = phases.permute(0, 2, 3, 1).view(n, height, width, step, step, channels // step**2)
     rows = cells.permute(0, 1, 3, 2, 4, 5).reshape(n, height * step, width * step, -1)
-    return rows.permute(0, 3, 1, 2)
+    return of_its_own(rows.permute(0, 3, 1, 2))

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import phases
 from .convolution import Activation, Gradients
 from .geometry import Geometry, cropped, is_channels_last, size_of
+from .layouts import of_its_own
 from .torch_bias_leaky_relu import activate_, aten, mask_, per_channel
 
 Way = Callable[..., Tensor]
@@ -137,7 +138,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     if not transposed and stride[0] < stride[1] and _loses_a_column(input, weight, geometry):
         apart = geometry._replace(stride=(stride[0], 1))
         layout = torch.channels_last if is_channels_last(input, weight) else torch.contiguous_format
-        return linear(input, weight, bias, apart)[..., :1].contiguous(memory_format=layout)
+        column = linear(input, weight, bias, apart)[..., :1]
+        return of_its_own(column.contiguous(memory_format=layout))
     # PyTorch's own binding: `torch.ops.aten` takes a third longer over nine arguments.
     return torch.convolution(
         input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
@@ -393,10 +395,10 @@ def weight_gradient_by_product(
     if is_channels_last(input, weight):
         rows = patches.permute(0, 2, 3, 4, 5, 1).reshape(places, -1)
         product = grad.permute(0, 2, 3, 1).reshape(places, -1).t() @ rows
-        return product.view(-1, *kernel, channels).permute(0, 3, 1, 2)
+        return of_its_own(product.view(-1, *kernel, channels).permute(0, 3, 1, 2))
     rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(places, -1)
     product = grad.transpose(0, 1).reshape(-1, places) @ rows
-    return product.view(-1, channels, *kernel)
+    return of_its_own(product.view(-1, channels, *kernel))
 
 
 def _product_gains(input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from fastgen import ops
 from fastgen.nn import (
     BiasLeakyReLU,
     ConvLeakyReLU2d,
@@ -112,3 +114,57 @@ def test_vectorized_jacobians_and_hessians_are_those_of_one_row_at_a_time():
         rows, batch = function(loss, x), function(loss, x, vectorize=True)
         torch.testing.assert_close(batch, rows)
         assert rows.abs().max() > 0
+
+
+# Kernels that reach their result by a view: of a matrix product, of phases put side by side, of
+# patches, of more rows than there are.
+VIEWS = [
+    pytest.param("conv2d", (8, 64, 4, 4), (16, 64, 4, 4), {}, id="kernel as large as the picture"),
+    pytest.param("conv2d", (64, 64, 1, 1), (64, 64, 1, 1), {}, id="one pixel"),
+    pytest.param("conv2d", (8, 128, 8, 8), (64, 128, 5, 5), {"stride": 2}, id="small map"),
+    pytest.param("conv2d", (8, 3, 32, 32), (32, 3, 4, 4), {"stride": 2, "padding": 1}, id="edge"),
+    pytest.param("conv2d", (4, 1, 5, 5), (3, 1, 4, 4), {"stride": (1, 2)}, id="one column"),
+    pytest.param("conv_transpose2d", (8, 64, 1, 1), (64, 16, 4, 4), {}, id="from a pixel"),
+    pytest.param(
+        "conv_transpose2d", (8, 32, 16, 16), (32, 3, 4, 4), {"stride": 2, "padding": 1}, id="phases"
+    ),
+    pytest.param(
+        "conv_transpose2d",
+        (2, 8, 5, 5),
+        (8, 4, 3, 3),
+        {"stride": 2, "dilation": 3, "output_padding": 2},
+        id="rows that no input has",
+    ),
+]
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("name", "shape", "weight_shape", "options"), VIEWS)
+def test_results_and_gradients_may_be_written_to_in_place(
+    name, shape, weight_shape, options, layout, backend
+):
+    ours, theirs = getattr(ops, f"{name}_bias_leaky_relu"), getattr(F, name)
+    x, weight = given(shape, layout), given(weight_shape, layout)
+
+    def written(run, x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
+        with torch.no_grad():
+            frozen = run(x, weight)
+        frozen += weight.sum()
+        y = run(x, weight)
+        y *= 2
+        first = torch.autograd.grad((y * y).sum(), [x, weight], create_graph=True)
+        for gradient in first:
+            gradient /= gradient.detach().abs().max()
+        loss = sum(gradient.square().sum() for gradient in first) + frozen.square().mean()
+        return [frozen, y, *first, *torch.autograd.grad(loss, [x, weight])]
+
+    def run(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return ours(x, weight, **options, negative_slope=1, backend=backend)
+
+    found = written(run, x, weight)
+    exact = (t.detach().double().contiguous().requires_grad_() for t in (x, weight))
+    expected = written(lambda x, weight: theirs(x, weight, **options), *exact)
+    for result, truth in zip(found, expected, strict=True):
+        scale = truth.detach().abs().max().item()
+        torch.testing.assert_close(result.double(), truth, rtol=1e-3, atol=1e-4 * scale)
