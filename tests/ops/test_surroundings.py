@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fastgen import ops
 from fastgen.nn import (
@@ -168,3 +172,96 @@ def test_results_and_gradients_may_be_written_to_in_place(
     for result, truth in zip(found, expected, strict=True):
         scale = truth.detach().abs().max().item()
         torch.testing.assert_close(result.double(), truth, rtol=1e-3, atol=1e-4 * scale)
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+AROUND = {
+    "anomaly mode": torch.autograd.detect_anomaly,
+    "saved elsewhere": partial(
+        torch.autograd.graph.saved_tensors_hooks,
+        lambda tensor: tensor.detach().numpy().copy(),
+        torch.from_numpy,
+    ),
+    "saved on the CPU": torch.autograd.graph.save_on_cpu,
+    "what is saved may change": torch.autograd.graph.allow_mutation_on_saved_tensors,
+    "deterministic": deterministic,
+    "a level of forward mode": torch.autograd.forward_ad.dual_level,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("batch", [2, 0])
+@pytest.mark.parametrize(("layer", "shape"), LAYERS)
+def test_two_orders_are_the_same_whatever_is_on_around_them(layer, shape, batch, around):
+    module = layer().double()
+    x = torch.randn(batch, *shape[1:], dtype=torch.float64, requires_grad=True)
+    wanted = [x, *module.parameters()]
+
+    def gradients() -> list[torch.Tensor | None]:
+        first = torch.autograd.grad(module(x).pow(3).sum(), wanted, create_graph=True)
+        penalty = sum(g.square().sum() for g in first)
+        second = torch.autograd.grad(penalty, wanted, retain_graph=True)
+        again = torch.autograd.grad(penalty, wanted)
+        return [*first, *second, *again]
+
+    expected = gradients()
+    with AROUND[around]():
+        found = gradients()
+    for ours, truth in zip(found, expected, strict=True):
+        assert torch.equal(ours, truth)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("layer", "shape"), LAYERS)
+def test_a_checkpoint_computes_the_same_gradients(layer, shape, reentrant):
+    module, x = layer(), given(shape, torch.contiguous_format)
+    wanted = [x, *module.parameters()]
+
+    def gradients(run) -> list[torch.Tensor]:
+        for each in wanted:
+            each.grad = None
+        y = run(x)
+        if reentrant:  # it takes `backward` alone
+            y.square().sum().backward()
+            return [each.grad for each in wanted]
+        first = torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
+        penalty = sum(g.square().sum() for g in first)
+        return [*first, *torch.autograd.grad(penalty, wanted)]
+
+    recomputed = gradients(partial(checkpoint, module, use_reentrant=reentrant))
+    for ours, truth in zip(recomputed, gradients(module), strict=True):
+        assert torch.equal(ours, truth)
+
+
+def test_hooks_see_gradients_and_may_change_them():
+    layers = [ConvLeakyReLU2d(3, 16, 3, padding=1), ConvLeakyReLU2d(16, 16, 4, 2, 1)]
+    layers = [layer.double() for layer in layers]
+    twins = [layer.to_torch() for layer in layers]
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+    def gradients(chain) -> list[torch.Tensor]:
+        seen, leaf = [], x.clone().requires_grad_()
+        inner = chain[0](leaf)
+        inner.retain_grad()
+        inner.register_hook(lambda g: 2 * g)
+        weights = [p for part in chain for p in part.parameters()]
+        for weight in weights:  # which both chains share
+            weight.grad = None
+        handles = [p.register_hook(lambda g: seen.append(g) or 3 * g) for p in weights]
+        (slope,) = torch.autograd.grad(chain[1](inner).pow(2).sum(), leaf, create_graph=True)
+        (slope.square().sum() + inner.sum()).backward()
+        for handle in handles:
+            handle.remove()
+        return [leaf.grad, inner.grad, *(p.grad for p in weights), *seen]
+
+    for ours, truth in zip(gradients(layers), gradients(twins), strict=True):
+        torch.testing.assert_close(ours, truth)
