@@ -327,7 +327,7 @@ def test_every_test_folder_mirrors_a_source_folder() -> None:
     assert strays == []
 
 
-# --- docs/lecture.md ---
+# --- names in docs/lecture.md and docs/gradients.md ---
 
 
 def missing_names(text: str) -> list[str]:
@@ -369,6 +369,16 @@ def test_every_class_function_and_test_named_for_the_lecture_exists() -> None:
     assert missing_names(text) == []
     assert text.count("::test_") >= 20
     assert len(re.findall(r"`fastgen\.\w", text)) >= 20
+
+
+def test_every_function_and_test_named_for_gradients_exists() -> None:
+    text = (ROOT / "docs" / "gradients.md").read_text("utf-8")
+    assert missing_names(text) == []
+    assert [
+        name for name in re.findall(r"`(tests/[\w/.]+)`", text) if not (ROOT / name).exists()
+    ] == []
+    assert text.count("::test_") >= 2
+    assert len(re.findall(r"`fastgen\.\w", text)) >= 5
 
 
 def test_the_checker_finds_a_name_that_does_not_exist() -> None:
