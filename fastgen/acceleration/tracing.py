@@ -43,6 +43,7 @@ READERS = {
     operator.add, operator.sub, operator.mul, torch.add, torch.cat, F.avg_pool2d, F.max_pool2d,
     F.interpolate,
 }  # fmt: skip
+OVERWRITE_THE_FIRST = {operator.iadd, operator.isub, operator.imul}
 
 
 class NotTraceable(Exception):
@@ -102,7 +103,7 @@ def _link(module: nn.Module, layer: nn.Module, node: fx.Node, *, fold: bool) -> 
     by_module = after.op == "call_module"
     if by_module and not is_bare(module.get_submodule(str(after.target))):
         return ACTIVATION_IS_SEEN
-    only_read = all(_only_reads(module, user) for user in after.users)
+    only_read = all(_only_reads(module, user, after) for user in after.users)
     return Link(norm, str(after.target) if by_module else None, call, only_read)
 
 
@@ -125,13 +126,29 @@ def _activation(module: nn.Module, node: fx.Node) -> Call | None:
     return call if fits and input in node.all_input_nodes else None
 
 
-def _only_reads(module: nn.Module, node: fx.Node) -> bool:
+def _only_reads(module: nn.Module, node: fx.Node, operand: fx.Node) -> bool:
+    """Whether a node surely leaves an operand of its own as it is."""
     if node.op == "call_module":
         return only_reads(module.get_submodule(str(node.target)))
+    if node.op == "call_function" and node.target in OVERWRITE_THE_FIRST:
+        return node.args[0] is not operand
     return node.op == "call_function" and node.target in READERS
 
 
 # --- the trace ---
+
+
+class _Proxy(fx.Proxy):
+    """Knows `h += x` from `h = h + x`, which an `fx.Proxy` takes it for: the former overwrites."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
 
 
 class _Tracer(fx.Tracer):
@@ -140,6 +157,9 @@ class _Tracer(fx.Tracer):
     """
 
     proxy_buffer_attributes = True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

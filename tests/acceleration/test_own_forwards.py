@@ -608,6 +608,44 @@ def test_what_comes_behind_a_leaky_relu_may_overwrite_its_output():
         torch.testing.assert_close(model(x), original(x))
 
 
+def increased(h, x):
+    h += x
+    return h
+
+
+def decreased(h, x):
+    h -= x
+    return h
+
+
+def scaled(h, x):
+    h *= x
+    return h
+
+
+@pytest.mark.parametrize("write", [increased, decreased, scaled])
+@pytest.mark.parametrize("slope", [0.1, 0.2])
+def test_an_operator_in_place_overwrites_what_stands_before_it(write, slope):
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+            self.act = nn.LeakyReLU(slope)
+
+        def forward(self, x):
+            h = self.act(self.first(x))
+            return write(self.act(self.second(h)), h)
+
+    model, original, said = accelerated(Writing())
+    assert said["first"] == (f"fastgen's, with LeakyReLU({slope})", "")
+    assert said["second"][0] == "fastgen's"
+    assert "fused only under no_grad" in said["second"][1]
+    x = images(2, 3, 6, 6)
+    assert_same_model(model, original, x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), original(x))
+
+
 READ = [
     [nn.Flatten(), nn.Linear(64, 2)],
     [nn.Identity(), nn.Dropout2d(0.0), nn.Flatten(), nn.Linear(64, 2)],
