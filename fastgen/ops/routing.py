@@ -26,6 +26,7 @@ from torch.compiler import is_compiling
 from . import backend, route_timing, variables
 from .convolution import Activation
 from .geometry import Geometry, size_of
+from .gradients import transforms_are_active
 from .layouts import is_channels_last_like
 from .route_table import Route, table_of
 
@@ -114,6 +115,10 @@ def offer(
             entries.sort(key=lambda entry: min(map(order.index, entry.backends)))
 
 
+ALWAYS_DIFFERENTIABLE = frozenset({"torch"})
+"""Backends of PyTorch's own operators, which have gradients without a Function around them."""
+
+
 class Router:
     """The kernels of one operation, each call handed to one candidate.
 
@@ -135,6 +140,10 @@ class Router:
         """Those that can compute this call here, in the order of the written rule."""
         device_type = _first_tensor(arguments).device.type
         allowed = self.backends or backend.automatic_names(device_type)
+        if is_compiling() and transforms_are_active():
+            # There no Function stands around a forward (see `gradients.applier`): an operator
+            # without autograd would have gradient 0.
+            allowed = ALWAYS_DIFFERENTIABLE.intersection(allowed)
         entries = CANDIDATES.get((self.operation, pass_), [])
         return [
             entry

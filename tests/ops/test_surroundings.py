@@ -18,7 +18,7 @@ from fastgen.nn import (
     ConvTransposeLeakyReLU2d,
     LinearLeakyReLU,
 )
-from fastgen.ops import reparameterize_kl
+from fastgen.ops import compiled, reparameterize_kl
 
 LAYERS = [
     pytest.param(lambda: ConvLeakyReLU2d(3, 16, 3, padding=1), (2, 3, 8, 8), id="picture"),
@@ -265,3 +265,90 @@ def test_hooks_see_gradients_and_may_change_them():
 
     for ours, truth in zip(gradients(layers), gradients(twins), strict=True):
         torch.testing.assert_close(ours, truth)
+
+
+# --- transforms of torch.func inside of a compiled function ---
+
+
+def _each_squared(result) -> torch.Tensor:
+    return sum(each.square().sum() for each in (result if isinstance(result, tuple) else [result]))
+
+
+TRANSFORMED = [
+    pytest.param("bias_leaky_relu", [(2, 16, 4, 4), (16,)], {}, id="activation"),
+    pytest.param("conv2d_bias_leaky_relu", [(2, 3, 8, 8), (16, 3, 3, 3), (16,)], {}, id="picture"),
+    pytest.param(
+        "conv2d_bias_leaky_relu", [(4, 32, 8, 8), (32, 32, 4, 4), (32,)], {"stride": 2}, id="wide"
+    ),
+    pytest.param(
+        "conv_transpose2d_bias_leaky_relu",
+        [(2, 16, 4, 4), (16, 3, 4, 4), (3,)],
+        {"stride": 2, "tanh": True},
+        id="tanh",
+    ),
+    pytest.param("reparameterize", [(3, 5), (3, 5)], {"seed": 1}, id="noise"),
+    pytest.param("reparameterize_kl", [(3, 5), (3, 5)], {"seed": 1}, id="divergence"),
+]
+
+
+@pytest.mark.parametrize("transform", ["grad", "grad of grad", "jvp"])
+@pytest.mark.parametrize(("name", "shapes", "options"), TRANSFORMED)
+def test_a_compiled_transform_differentiates_the_operation(name, shapes, options, transform):
+    torch.compiler.reset()
+    tensors = tuple(torch.randn(shape) / max(1, len(shape) - 1) for shape in shapes)
+    places = tuple(range(len(tensors)))
+
+    def transformed(operation, options):
+        def loss(*tensors):
+            # What is computed from a tensor has another place in the compiler's eyes than itself.
+            computed = [tensors[0] * 2, *tensors[1:]]
+            return _each_squared(operation(*computed, **options))
+
+        if transform == "jvp":
+            return lambda *tensors: torch.func.jvp(loss, tensors, tensors)
+        first = torch.func.grad(loss, places)
+        if transform == "grad":
+            return first
+        return torch.func.grad(lambda *tensors: _each_squared(first(*tensors)), places)
+
+    ours = torch.compile(
+        transformed(getattr(ops, name), options), fullgraph=True, backend="aot_eager"
+    )
+    seeded = {
+        key: torch.tensor(value) if key == "seed" else value for key, value in options.items()
+    }
+    theirs = transformed(getattr(ops.reference, name), seeded)
+    for found, truth in zip(ours(*tensors), theirs(*tensors), strict=True):
+        assert truth.abs().max() > 0
+        scale = truth.abs().max().item()
+        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        pytest.param(lambda: ConvLeakyReLU2d(3, 16, 4, 2, 1), (2, 3, 8, 8), id="convolution"),
+        pytest.param(lambda: ConvTransposeLeakyReLU2d(16, 3, 4), (2, 16, 4, 4), id="transposed"),
+        pytest.param(lambda: LinearLeakyReLU(8, 4), (3, 8), id="linear"),
+    ],
+)
+def test_a_compiled_transform_differentiates_layers_whose_weights_are_trained(layer, shape):
+    torch.compiler.reset()
+    module, x = layer(), torch.randn(shape)
+
+    def second(module):
+        slope = torch.func.grad(lambda x: module(x).pow(3).sum())
+        return torch.func.grad(lambda x: slope(x).pow(2).sum())
+
+    found = torch.compile(second(module), fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, second(module.to_torch())(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(compiled.missing("cpu") is not None, reason="built without C++ kernels")
+def test_a_compiled_transform_refuses_kernels_that_it_cannot_differentiate():
+    torch.compiler.reset()
+    transformed = torch.func.grad(
+        lambda x: ops.bias_leaky_relu(x, None, backend="cpp").square().sum()
+    )
+    with pytest.raises(Exception, match="no kernel of backend 'cpp'"):
+        torch.compile(transformed, fullgraph=True, backend="aot_eager")(torch.randn(2, 3, 4))
