@@ -156,7 +156,7 @@ def _fits(input: Tensor, negative_slope: object, inplace: bool) -> bool:
         return False
     if not is_slope(negative_slope) or input.layout != torch.strided or input.is_nested:
         return False
-    if backend.is_traced(backend.AUTO):
+    if backend.is_composed(backend.AUTO, input):
         return False
     # While a graph is traced nothing is overwritten: torch 2.11 gets such a Function wrong.
     return not inplace or not (

@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fastgen.ops.gradients import is_last_order
+
 
 class Folded(NamedTuple):
     weight: Tensor
@@ -57,7 +59,7 @@ def folded(layer: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> Folde
     assert mean is not None
     assert variance is not None
     sources = _Sources(layer.weight, layer.bias, norm.weight, norm.bias, mean, variance)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not is_last_order():
         return _fold(layer, norm, sources)
     try:
         stamps = [None if t is None else (t._version, t.data_ptr()) for t in sources]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from fastgen.ops import checks
-from fastgen.ops.gradients import applier, is_last_order, sheltered, transforms_are_active
+from fastgen.ops.gradients import applier, have_tangent, is_followed, is_last_order, sheltered
 
 aten = torch.ops.aten
 
@@ -59,9 +59,9 @@ def _fits(input: object) -> bool:
         and input.dtype in checks.DTYPES
         and input.requires_grad
         and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and not is_followed()
         and not torch._C._is_tracing()
-        and not transforms_are_active()
+        and not have_tangent(input)
     )
 
 

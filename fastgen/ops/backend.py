@@ -15,8 +15,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import compiled
+from .gradients import have_tangent, takes_no_function
 
 AUTO = "auto"
 
@@ -170,22 +173,25 @@ def select(operation: str, name: str, device: torch.device) -> Any:
     return KERNELS[operation, name]
 
 
-def is_traced(name: str) -> bool:
-    """Whether `torch.jit.trace` records a call of this backend: it is written down as PyTorch's
-    own functions then, since a recording holds no Function of Python's.
+def is_composed(name: str, *tensors: Tensor | None) -> bool:
+    """Whether a call by this backend is made of PyTorch's own functions: where `torch.jit.trace`
+    records it, under `torch.vmap` and in forward mode, which take no Function of Python's.
 
     Raises:
         BackendUnavailable: the backend that is named computes by other functions.
     """
-    if torch.compiler.is_compiling() or not torch._C._is_tracing():
+    if is_compiling():
+        return False
+    if torch._C._is_tracing():
+        where = "recorded by torch.jit.trace; use backend='torch', or torch.export"
+    elif takes_no_function() or have_tangent(*tensors):
+        where = "taken through vmap or forward mode; use backend='torch'"
+    else:
         return False
     if name == AUTO:
         name = default_backend()
     if name not in (AUTO, "torch"):
-        raise BackendUnavailable(
-            f"backend {name!r} cannot be recorded by torch.jit.trace; use backend='torch', or "
-            "torch.export"
-        )
+        raise BackendUnavailable(f"backend {name!r} cannot be {where}")
     return True
 
 
@@ -198,6 +204,6 @@ def automatic_names(device_type: str) -> frozenset[str]:
             for entry in BACKENDS.values()
             if entry.runs_on(device_type, by_name=False) and entry.missing() is None
         )
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             _automatic[device_type] = names
     return names

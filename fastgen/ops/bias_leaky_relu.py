@@ -84,7 +84,7 @@ def bias_leaky_relu(
         checks.vector("bias", bias, input.shape[1], "one number per channel (dimension 1 of input)")
 
     kernels = backends.select("bias_leaky_relu", backend, input.device)
-    if backends.is_traced(backend):
+    if backends.is_composed(backend, input, bias):
         return reference.bias_leaky_relu(input, bias, slope)
     if is_last_order():
         only: Tensor = kernels.forward(input, bias, slope)

@@ -72,7 +72,7 @@ def conv2d_bias_leaky_relu(
         return call(input, weight, bias)
 
     slope = checks.slope(negative_slope)
-    if backends.is_traced(backend):
+    if backends.is_composed(backend, input, weight, bias):
         return reference.conv2d_bias_leaky_relu(
             input, weight, bias, stride, padding, dilation, groups, slope
         )

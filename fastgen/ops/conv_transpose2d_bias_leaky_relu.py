@@ -77,7 +77,7 @@ def conv_transpose2d_bias_leaky_relu(
         return call(input, weight, bias)
 
     slope = checks.slope(negative_slope)
-    if backends.is_traced(backend):
+    if backends.is_composed(backend, input, weight, bias):
         return reference.conv_transpose2d_bias_leaky_relu(
             input,
             weight,

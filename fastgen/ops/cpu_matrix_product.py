@@ -11,6 +11,7 @@ from torch import Tensor
 from . import matrix_product
 from .convolution import Activation
 from .geometry import Geometry
+from .gradients import is_followed
 from .torch_bias_leaky_relu import activate_, mask_
 
 
@@ -46,7 +47,7 @@ def _pays(operand: Tensor, weight: Tensor) -> bool:
     """
     one_tap = weight.shape[2] * weight.shape[3] == 1
     return (
-        not torch.compiler.is_compiling()
+        not is_followed()
         and operand.device.type == "cpu"
         and operand.dtype in (torch.float32, torch.bfloat16, torch.float64)
         and not (one_tap and operand.shape[2] * operand.shape[3] > 1)

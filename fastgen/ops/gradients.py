@@ -27,6 +27,37 @@ _engine_will_execute = getattr(torch._C, "_will_engine_execute_node", None)
 
 transforms_are_active = torch._C._are_functorch_transforms_active
 unwrapped = torch._C._functorch.unwrap_if_dead
+_levels = torch._C._functorch.get_interpreter_stack
+_Transform = torch._C._functorch.TransformType
+
+
+def is_followed() -> bool:
+    """Whether a compiler or a transform of `torch.func` goes along with what kernels do: then they
+    are PyTorch's operators, which both know, and change nothing in place.
+    """
+    return is_compiling() or transforms_are_active()
+
+
+def _is_in(*transforms: Any) -> bool:
+    return transforms_are_active() and any(level.key() in transforms for level in _levels() or ())
+
+
+def is_mapped() -> bool:
+    """Whether `torch.vmap` is active."""
+    return _is_in(_Transform.Vmap)
+
+
+def takes_no_function() -> bool:
+    """Whether a transform is active that takes no Function of Python's: `vmap` and forward mode."""
+    return _is_in(_Transform.Vmap, _Transform.Jvp)
+
+
+def have_tangent(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors is a dual number of `torch.autograd.forward_ad`."""
+    return forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+        for tensor in tensors
+    )
 
 
 def applier(function: type[Function]) -> Callable[..., Any]:
@@ -36,8 +67,8 @@ def applier(function: type[Function]) -> Callable[..., Any]:
     18 of the 38 us that a small tensor takes through a Function on one core of an EPYC. What it
     does beside that is done here, and where a graph is traced or a transform of `torch.func` is
     active, it is left to it. Where both are, torch.compile (torch 2.13) leaves the backward out or
-    gives it gradients of 0: the forward stands alone there, and is differentiated by PyTorch (see
-    `routing.Router.candidates`).
+    gives it gradients of 0, and `vmap` and forward mode know no Function: the forward stands alone
+    there, and PyTorch differentiates it (see `routing.Router.candidates`).
     """
     plain = super(Function, function).apply  # type: ignore[misc]
     forward = function.forward
@@ -48,6 +79,8 @@ def applier(function: type[Function]) -> Callable[..., Any]:
                 return forward(*arguments)
             return function.apply(*arguments)  # type: ignore[no-untyped-call]
         if transforms_are_active():
+            if takes_no_function():
+                return forward(*arguments)
             return function.apply(*arguments)  # type: ignore[no-untyped-call]
         return plain(*[unwrapped(a) if isinstance(a, Tensor) else a for a in arguments])
 
@@ -69,9 +102,7 @@ def is_last_order() -> bool:
 
 def is_unwatched() -> bool:
     """Whether no mode, no transform and no tracing stands between an operator and its kernel."""
-    return not (
-        is_compiling() or transforms_are_active() or torch._C._len_torch_dispatch_stack() > 0
-    )
+    return not (is_followed() or torch._C._len_torch_dispatch_stack() > 0)
 
 
 _autocasts = torch._C._is_any_autocast_enabled

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling
 
 from .convolution import Activation, Gradients, convolution, last_gradients, layer_gradients
@@ -99,7 +99,12 @@ def layer(
 
 def _kind_of(input: Tensor, weight: Tensor, bias: Tensor | None) -> Hashable | None:
     """Everything about the tensors but their numbers, and the settings that choices depend on."""
-    if is_compiling() or transforms_are_active() or not isinstance(weight, Tensor):
+    if (
+        is_compiling()
+        or transforms_are_active()
+        or forward_ad._current_level >= 0
+        or not isinstance(weight, Tensor)
+    ):
         return None
     # Every call of a layer comes by here: one flat tuple, built in place.
     return (

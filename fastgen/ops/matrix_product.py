@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Geometry, is_channels_last, size_of
+from .gradients import is_followed
 from .layouts import is_channels_last_like, of_its_own
 
 
@@ -117,7 +118,7 @@ def _takes(
         geometry.groups != 1
         or geometry.padding != (0, 0)
         or geometry.output_padding != (0, 0)
-        or torch.compiler.is_compiling()
+        or is_followed()
         # cuBLAS wants a setting of its own then.
         or (weight.is_cuda and torch.are_deterministic_algorithms_enabled())
         or any(tensor.numel() == 0 for tensor in tensors)

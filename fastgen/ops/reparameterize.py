@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from . import backend as backends
 from . import checks, reference
-from .gradients import applier, is_last_order, sheltered, wanted
+from .gradients import applier, is_last_order, is_mapped, sheltered, wanted
 
 
 class ScaledNoise(Function):
@@ -159,7 +159,7 @@ def reparameterize(
     """
     _check(mu, logvar)
     kernels = backends.select("reparameterize", backend, mu.device)
-    if backends.is_traced(backend):
+    if backends.is_composed(backend, mu, logvar):
         return reference.reparameterize(mu, logvar, seed=_seed(seed, generator, mu.device))
     z: Tensor = _apply(mu, logvar, _seed(seed, generator, mu.device), kernels)
     return z
@@ -199,7 +199,7 @@ def reparameterize_kl(
             "mu must have shape (N, ...) for one divergence per sample (got a 0-dim tensor)"
         )
     kernels = backends.select("reparameterize", backend, mu.device)
-    if backends.is_traced(backend):
+    if backends.is_composed(backend, mu, logvar):
         return reference.reparameterize_kl(mu, logvar, seed=_seed(seed, generator, mu.device))
     pair: tuple[Tensor, Tensor] = _apply_kl(mu, logvar, _seed(seed, generator, mu.device), kernels)
     return pair
@@ -220,6 +220,8 @@ def _seed(
 ) -> Tensor:
     """The seed as a 0-dim int64 tensor on the device, without waiting for the device."""
     if seed is None:
+        if is_mapped():  # for each of the batch its own, if `randomness` says so
+            return torch.randint(2**63 - 1, (), generator=generator, device=device)
         return torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
     if generator is not None:
         raise ValueError("give seed or generator, not both")

@@ -25,8 +25,8 @@ from torch.compiler import is_compiling
 
 from . import backend, route_timing, variables
 from .convolution import Activation
-from .geometry import Geometry, size_of
-from .gradients import transforms_are_active
+from .geometry import Geometry
+from .gradients import is_followed, transforms_are_active
 from .layouts import is_channels_last_like
 from .route_table import Route, table_of
 
@@ -140,8 +140,8 @@ class Router:
         """Those that can compute this call here, in the order of the written rule."""
         device_type = _first_tensor(arguments).device.type
         allowed = self.backends or backend.automatic_names(device_type)
-        if is_compiling() and transforms_are_active():
-            # There no Function stands around a forward (see `gradients.applier`): an operator
+        if transforms_are_active():
+            # No Function stands around a kernel there (see `gradients.applier`): an operator
             # without autograd would have gradient 0.
             allowed = ALWAYS_DIFFERENTIABLE.intersection(allowed)
         entries = CANDIDATES.get((self.operation, pass_), [])
@@ -153,7 +153,7 @@ class Router:
 
     def run(self, pass_: str, *arguments: Any) -> Any:
         """Compute the pass."""
-        if is_compiling():
+        if is_followed():
             return self._run_by_rule(pass_, arguments)
         # Every call comes by here: one flat key, built in place.
         words: list[Hashable] = [pass_, is_deterministic(), uses_onednn()]
@@ -232,6 +232,11 @@ class Router:
         self, candidates: list[Candidate], pass_: str, arguments: tuple[Any, ...]
     ) -> Candidate:
         if not candidates:
+            if transforms_are_active():
+                raise backend.BackendUnavailable(
+                    f"no kernel of backend {self._names()} can be taken through this transform of "
+                    "torch.func; use backend='torch'"
+                )
             given = describe(self.operation, pass_, arguments)
             raise backend.BackendUnavailable(
                 f"no kernel of backend {self._names()} computes {given}; use backend='torch'"
@@ -289,8 +294,9 @@ class ConvolutionPasses:
     def both_gradients(
         self, input: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry
     ) -> tuple[Tensor, Tensor]:
+        size = input.shape[2], input.shape[3]
         return (
-            self.input_gradient(grad, weight, size_of(input), geometry),
+            self.input_gradient(grad, weight, size, geometry),
             self.weight_gradient(input, grad, weight, geometry),
         )
 
@@ -351,7 +357,7 @@ class NarrowedConvolution(ConvolutionPasses):
 
     def run(self, pass_: str, *arguments: Any) -> Any:
         """Compute the pass; the geometry is the last of its arguments, if it has one."""
-        if is_compiling():
+        if is_followed():
             return self._router.run(pass_, *arguments)
         run, _ = self.find(pass_, *arguments)
         return run(*arguments)

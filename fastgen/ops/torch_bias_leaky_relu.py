@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .convolution import Activation
-from .gradients import channel_sum
+from .gradients import channel_sum, is_followed
 
 # `torch.ops.aten` takes longer over a call than PyTorch's own bindings, which stand here where they
 # exist.
@@ -23,14 +23,14 @@ compiled kernels, all of it in a CPU's cache: a call of an operator of the stabl
 def activate_(output: Tensor, activation: Activation) -> Tensor:
     """The activation in place; a slope of 1 is linear and costs nothing.
 
-    Not in place while a graph is traced: there it gains nothing, and torch 2.11 gets the gradients
-    of a Function wrong (all zero) whose forward changes a tensor in place.
+    Not in place while a graph is traced, where it gains nothing and torch 2.11 gets the gradients
+    of a Function wrong (all zero) whose forward changes a tensor in place; nor under a transform.
     """
     if activation == 1:
         return output
     if activation == "tanh":
-        return torch.tanh(output) if torch.compiler.is_compiling() else output.tanh_()
-    if torch.compiler.is_compiling():
+        return torch.tanh(output) if is_followed() else output.tanh_()
+    if is_followed():
         traced: Tensor = aten.leaky_relu(output, activation)
         return traced
     return F.leaky_relu_(output, activation)
@@ -44,7 +44,7 @@ def mask(grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: flo
     """`(grad + shift) * (1 if output > 0 else negative_slope)` in the layout of `output`."""
     if shift is not None:
         grad = grad + per_channel(shift, grad)
-    if grad.stride() == output.stride() or torch.compiler.is_compiling():
+    if grad.stride() == output.stride() or is_followed():
         result: Tensor = aten.leaky_relu_backward.default(grad, output, negative_slope, True)
         return result
     # A gradient that arrives in another layout (behind a flatten, say) takes ours in this very
@@ -56,7 +56,7 @@ def mask(grad: Tensor, shift: Tensor | None, output: Tensor, negative_slope: flo
 
 def mask_(fresh: Tensor, output: Tensor, negative_slope: float) -> Tensor:
     """The mask in place, on a tensor that nobody else holds; out of place as in `activate_`."""
-    if torch.compiler.is_compiling() or fresh.stride() != output.stride():
+    if is_followed() or fresh.stride() != output.stride():
         return mask(fresh, None, output, negative_slope)
     aten.leaky_relu_backward.grad_input(fresh, output, negative_slope, True, grad_input=fresh)
     return fresh

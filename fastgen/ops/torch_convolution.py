@@ -19,6 +19,7 @@ from torch import Tensor
 from . import phases
 from .convolution import Activation, Gradients
 from .geometry import Geometry, cropped, is_channels_last, size_of
+from .gradients import is_followed
 from .layouts import of_its_own
 from .torch_bias_leaky_relu import activate_, aten, mask_, per_channel
 
@@ -37,7 +38,7 @@ def _onednn_dtypes() -> frozenset[torch.dtype]:
 
 def _onednn_takes(input: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()
+        not is_followed()
         and input.device.type == "cpu"
         and input.dtype in _onednn_dtypes()
         and input.numel() > 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .gradients import is_followed
 from .philox import normal
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
     """The values in the dtype and layout of `tensor`."""
-    if torch.compiler.is_compiling():  # not in place, see `activate_`; the compiler sets the layout
+    if is_followed():  # not in place, see `activate_`; a compiler sets the layout
         # A conversion that changes nothing returns its input, which torch 2.11 gets wrong as well.
         return values if values.dtype == tensor.dtype else values.to(tensor.dtype)
     return torch.empty_like(tensor).copy_(values)
