@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import backend as backends
-from . import checks, reference
+from . import checks
 from .gradients import applier, is_last_order, is_mapped, sheltered, wanted
+from .torch_reparameterize import TorchReparameterize
 
 
 class ScaledNoise(Function):
@@ -160,7 +161,7 @@ def reparameterize(
     _check(mu, logvar)
     kernels = backends.select("reparameterize", backend, mu.device)
     if backends.is_composed(backend, mu, logvar):
-        return reference.reparameterize(mu, logvar, seed=_seed(seed, generator, mu.device))
+        return TorchReparameterize.forward(mu, logvar, _seed(seed, generator, mu.device))
     z: Tensor = _apply(mu, logvar, _seed(seed, generator, mu.device), kernels)
     return z
 
@@ -200,7 +201,7 @@ def reparameterize_kl(
         )
     kernels = backends.select("reparameterize", backend, mu.device)
     if backends.is_composed(backend, mu, logvar):
-        return reference.reparameterize_kl(mu, logvar, seed=_seed(seed, generator, mu.device))
+        return TorchReparameterize.forward_kl(mu, logvar, _seed(seed, generator, mu.device))
     pair: tuple[Tensor, Tensor] = _apply_kl(mu, logvar, _seed(seed, generator, mu.device), kernels)
     return pair
 

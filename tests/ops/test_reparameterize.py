@@ -93,6 +93,28 @@ def test_results_are_rounded_once(dtype):
     torch.testing.assert_close(kl.double(), exact_kl, rtol=1e-6, atol=1e-6)
 
 
+COMPOSED = {
+    "vmap": lambda draw, *pair: torch.func.vmap(draw)(*(t[None] for t in pair)),
+    "jvp": lambda draw, *pair: torch.func.jvp(draw, pair, pair)[0],
+    "trace": lambda draw, *pair: torch.jit.trace(lambda *t: draw(*t), pair)(*pair),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("way", COMPOSED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_no_function_is_taken_through_is_as_wide_and_as_near(dtype, way):
+    draw = partial(reparameterize_kl, seed=torch.tensor(9))
+    mu, logvar = torch.randn(1000).to(dtype)[None], torch.full((1, 1000), 1e-3, dtype=dtype)
+    for pair in ((mu, logvar), (torch.zeros_like(mu), logvar)):
+        z, kl = (t.squeeze(0) for t in COMPOSED[way](draw, *pair))
+        exact_z, exact_kl = draw(*pair)
+        assert (z.dtype, kl.dtype) == (exact_z.dtype, exact_kl.dtype)
+        slack = torch.finfo(dtype).eps
+        torch.testing.assert_close(z.view_as(exact_z), exact_z, rtol=slack, atol=1e-6)
+        torch.testing.assert_close(kl.view_as(exact_kl), exact_kl, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_gradients_of_the_divergence_keep_their_digits_near_zero(create_graph, backend):
