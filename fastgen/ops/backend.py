@@ -175,7 +175,8 @@ def select(operation: str, name: str, device: torch.device) -> Any:
 
 def is_composed(name: str, *tensors: Tensor | None) -> bool:
     """Whether a call by this backend is made of PyTorch's own functions: where `torch.jit.trace`
-    records it, under `torch.vmap` and in forward mode, which take no Function of Python's.
+    records it, under `vmap`, `functionalize` and in forward mode, which take no Function of
+    Python's.
 
     Raises:
         BackendUnavailable: the backend that is named computes by other functions.
@@ -185,7 +186,7 @@ def is_composed(name: str, *tensors: Tensor | None) -> bool:
     if torch._C._is_tracing():
         where = "recorded by torch.jit.trace; use backend='torch', or torch.export"
     elif takes_no_function() or have_tangent(*tensors):
-        where = "taken through vmap or forward mode; use backend='torch'"
+        where = "taken through vmap, functionalize or forward mode; use backend='torch'"
     else:
         return False
     if name == AUTO:

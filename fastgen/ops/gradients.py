@@ -48,16 +48,33 @@ def is_mapped() -> bool:
 
 
 def takes_no_function() -> bool:
-    """Whether a transform is active that takes no Function of Python's: `vmap` and forward mode."""
-    return _is_in(_Transform.Vmap, _Transform.Jvp)
+    """Whether a transform is active that takes no Function of Python's: `vmap`, forward mode and
+    `functionalize`.
+    """
+    return _is_in(_Transform.Vmap, _Transform.Jvp, _Transform.Functionalize)
 
 
 def have_tangent(*tensors: Tensor | None) -> bool:
-    """Whether one of the tensors is a dual number of `torch.autograd.forward_ad`."""
+    """Whether one of the tensors is a dual number of `torch.autograd.forward_ad`, or a transform's
+    wrapper of one.
+    """
     return forward_ad._current_level >= 0 and any(
-        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
-        for tensor in tensors
+        tensor is not None and _has_tangent(tensor) for tensor in tensors
     )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    with torch._C._DisableFuncTorch():
+        return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def are_alone() -> bool:
+    """Whether no Function stands around a kernel: under a transform, and where torch.compile
+    traces inside of a level of dual numbers, PyTorch differentiates what the kernel is made of.
+    """
+    return transforms_are_active() or (is_compiling() and forward_ad._current_level >= 0)
 
 
 def applier(function: type[Function]) -> Callable[..., Any]:
@@ -67,15 +84,16 @@ def applier(function: type[Function]) -> Callable[..., Any]:
     18 of the 38 us that a small tensor takes through a Function on one core of an EPYC. What it
     does beside that is done here, and where a graph is traced or a transform of `torch.func` is
     active, it is left to it. Where both are, torch.compile (torch 2.13) leaves the backward out or
-    gives it gradients of 0, and `vmap` and forward mode know no Function: the forward stands alone
-    there, and PyTorch differentiates it (see `routing.Router.candidates`).
+    gives it gradients of 0, it drops the tangent of a dual number, and `vmap` and forward mode know
+    no Function: the forward stands alone there, and PyTorch differentiates it (see
+    `routing.Router.candidates`).
     """
     plain = super(Function, function).apply  # type: ignore[misc]
     forward = function.forward
 
     def apply(*arguments: Any) -> Any:
         if is_compiling():
-            if transforms_are_active():
+            if are_alone():
                 return forward(*arguments)
             return function.apply(*arguments)  # type: ignore[no-untyped-call]
         if transforms_are_active():

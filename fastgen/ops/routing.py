@@ -26,7 +26,7 @@ from torch.compiler import is_compiling
 from . import backend, route_timing, variables
 from .convolution import Activation
 from .geometry import Geometry
-from .gradients import is_followed, transforms_are_active
+from .gradients import are_alone, is_followed
 from .layouts import is_channels_last_like
 from .route_table import Route, table_of
 
@@ -140,9 +140,7 @@ class Router:
         """Those that can compute this call here, in the order of the written rule."""
         device_type = _first_tensor(arguments).device.type
         allowed = self.backends or backend.automatic_names(device_type)
-        if transforms_are_active():
-            # No Function stands around a kernel there (see `gradients.applier`): an operator
-            # without autograd would have gradient 0.
+        if are_alone():  # an operator without autograd would have gradient 0
             allowed = ALWAYS_DIFFERENTIABLE.intersection(allowed)
         entries = CANDIDATES.get((self.operation, pass_), [])
         return [
@@ -232,7 +230,7 @@ class Router:
         self, candidates: list[Candidate], pass_: str, arguments: tuple[Any, ...]
     ) -> Candidate:
         if not candidates:
-            if transforms_are_active():
+            if are_alone():
                 raise backend.BackendUnavailable(
                     f"no kernel of backend {self._names()} can be taken through this transform of "
                     "torch.func; use backend='torch'"

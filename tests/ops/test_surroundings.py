@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from fastgen import ops
@@ -322,6 +323,24 @@ def test_a_compiled_transform_differentiates_the_operation(name, shapes, options
         assert truth.abs().max() > 0
         scale = truth.abs().max().item()
         torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize(("name", "shapes", "options"), TRANSFORMED)
+def test_dual_numbers_inside_of_a_compiled_function_keep_their_tangents(name, shapes, options):
+    torch.compiler.reset()
+    tensors = [torch.randn(shape) / max(1, len(shape) - 1) for shape in shapes]
+
+    def along(first, *others):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(first, first.cos())
+            results = getattr(ops, name)(dual, *others, **options)
+            results = results if isinstance(results, tuple) else (results,)
+            return [tuple(forward_ad.unpack_dual(result)) for result in results]
+
+    expected = along(*tensors)
+    assert all(tangent.abs().max() > 0 for _, tangent in expected)
+    found = torch.compile(along, backend="aot_eager")(*tensors)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

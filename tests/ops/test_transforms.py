@@ -58,6 +58,14 @@ def by_dual_numbers(loss: Loss, *tensors: Tensor) -> Any:
         return [(pair.primal.detach(), pair.tangent.detach()) for pair in pairs]
 
 
+def grad_within_dual_numbers(loss: Loss, x: Tensor, w: Tensor, b: Tensor) -> Any:
+    """`torch.func.grad` of, and beside, dual numbers that it did not make."""
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x.cos())
+        found = [F.grad(lambda x: loss(x, w, b))(dual), F.grad(lambda w: loss(dual, w, b))(w)]
+        return [tuple(forward_ad.unpack_dual(tensor)) for tensor in found]
+
+
 def by_vmap_over_a_graph(loss: Loss, *tensors: Tensor) -> Any:
     """Of a graph that was recorded outside of the transform."""
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
@@ -95,6 +103,8 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
     "gradients of each picture": of_each_picture,
     "penalty": penalty,
     "dual numbers": by_dual_numbers,
+    "grad within dual numbers": grad_within_dual_numbers,
+    "functionalize of grad": lambda loss, *t: F.functionalize(F.grad(loss, ALL))(*t),
     "vmap over a graph": by_vmap_over_a_graph,
 }
 
