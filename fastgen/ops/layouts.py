@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gradients import are_alone
+
 
 def is_channels_last_like(tensor: Tensor) -> bool:
     """Whether memory runs N, H, W, C; with one channel or one pixel it runs both ways."""
@@ -48,8 +50,9 @@ def ordered_like(tensor: Tensor, like: Tensor) -> Tensor:
 def of_its_own(view: Tensor) -> Tensor:
     """A view of a fresh tensor as if it were that tensor: nobody could write in place to a view
     that a Function returns, nor, once gradients are recorded, to one that was made without them.
+    Where no Function stands around it, the view keeps its place in the graph.
     """
-    return view.detach()
+    return view if are_alone() else view.detach()
 
 
 def in_channels_last(run: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -136,6 +136,21 @@ def test_a_transform_of_what_compiled_kernels_compute_otherwise(loss: Loss, name
     torch.testing.assert_close(got, expected, check_dtype=False, rtol=1e-4, atol=1e-4)
 
 
+def test_vmap_over_a_graph_records_gradients_of_gradients_whose_rows_are_cut_off() -> None:
+    x, w, _ = operands(convolved, torch.float64)
+
+    def second(of: Any) -> Any:
+        leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
+        y = of.conv_transpose2d_bias_leaky_relu(
+            *leaves, None, 2, padding=1, output_padding=2, dilation=3
+        )
+        along = torch.stack([y.detach(), y.detach().cos()])
+        first = F.vmap(lambda v: torch.autograd.grad(y, leaves, v, create_graph=True))(along)
+        return torch.autograd.grad(sum(g.pow(3).sum() for g in first), leaves)
+
+    torch.testing.assert_close(second(ops), second(reference))
+
+
 @pytest.mark.parametrize("name", ["jvp", "vmap", "jacrev", "dual numbers"])
 def test_a_backend_that_is_named_is_refused_not_replaced(name: str) -> None:
     tensors = operands(convolved, torch.float32)
