@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .gradients import applier, is_last_order, sheltered
+from .gradients import applier, is_followed, is_last_order, sheltered
 
 
 class Casts:
@@ -94,7 +94,7 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A weight in autocast's dtype; shared with the other uses in a loss under `Casts.shared`."""
     if tensor.dtype == dtype:
         return tensor
-    if torch.compiler.is_compiling():
+    if is_followed():
         return tensor.to(dtype)
     casts: Casts | None = getattr(_local, "casts", None)
     weight = tensor.is_leaf and tensor.requires_grad and tensor.dtype == torch.float32

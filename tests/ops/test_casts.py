@@ -154,6 +154,30 @@ def test_what_is_not_a_float32_weight_is_cast_as_ever() -> None:
     assert calls.count["_foreach_copy_"] == 0
 
 
+TRANSFORMED = {
+    "vmap": lambda network, x: torch.func.vmap(lambda x: network(x[None]))(x),
+    "jvp": lambda network, x: torch.func.jvp(network, (x,), (x,))[1],
+    "grad": lambda network, x: torch.func.grad(lambda x: network(x).float().square().sum())(x),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_a_loss_may_transform_a_network_whose_casts_are_shared(name: str) -> None:
+    network, images = critic(), torch.randn(2, 3, 6, 6)
+    weights = list(network.parameters())
+
+    def gradients() -> Any:
+        transformed = TRANSFORMED[name](network, images)
+        loss = transformed.float().square().sum() + network(images).float().square().sum()
+        return torch.autograd.grad(loss, weights)
+
+    casts, expected = Casts(weights), gradients()
+    for _ in range(2):
+        with casts.shared():
+            found = gradients()
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
 def test_another_thread_shares_nothing() -> None:
     weight, counts = nn.Parameter(torch.randn(3)), []
 
