@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -46,13 +46,23 @@ def check_optimizer(phase: str, optimizer: torch.optim.Optimizer) -> None:
     Raises:
         ValueError: its step needs a function that computes the loss again, as LBFGS's does.
     """
-    try:
-        inspect.signature(optimizer.step).bind()
-    except TypeError as error:
+    # What a learning rate scheduler puts in the place of `step` shows the class's own, with `self`.
+    own = getattr(type(optimizer), "step", None)
+    if not (_takes(optimizer.step) or (own is not None and _takes(own, optimizer))):
         raise ValueError(
             f"the optimizer of phase {phase!r} must take its step without a closure (got "
             f"{type(optimizer).__name__}): it is given one gradient, as Adam and SGD want it"
-        ) from error
+        )
+
+
+def _takes(step: Callable[..., object], *arguments: object) -> bool:
+    try:
+        inspect.signature(step).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
 
 
 def check_differentiable(model: nn.Module) -> None:

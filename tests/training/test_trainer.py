@@ -603,6 +603,20 @@ def test_an_optimizer_that_needs_a_closure_is_refused_by_name() -> None:
     Trainer(Regression(), Noise(5, 6), optimizer=torch.optim.SGD, progress=False).fit(1)
 
 
+def test_an_optimizer_with_a_scheduler_is_taken_unless_it_needs_a_closure() -> None:
+    def scheduled(kind: Any) -> Callable[..., torch.optim.Optimizer]:
+        def make(parameters: Any) -> torch.optim.Optimizer:
+            optimizer: torch.optim.Optimizer = kind(parameters, lr=0.1)
+            torch.optim.lr_scheduler.ConstantLR(optimizer)
+            return optimizer
+
+        return make
+
+    Trainer(Regression(), Noise(5, 6), optimizer=scheduled(torch.optim.SGD))
+    with pytest.raises(ValueError, match=r"phase .regression. must .* closure .*LBFGS"):
+        Trainer(Regression(), Noise(5, 6), optimizer=scheduled(torch.optim.LBFGS))
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_training_where_gradients_are_off_is_refused_before_it_starts(
     mode: Callable[[], AbstractContextManager[None]], run: Path
