@@ -151,7 +151,9 @@ def max_pool2d(
 
     def again(tangent: Tensor) -> Tensor:
         taken = tangent.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
-        return taken.contiguous(memory_format=torch.channels_last) if _is_last(indices) else taken
+        if is_followed() or not _is_last(indices):  # `vmap` knows no channels_last
+            return taken
+        return taken.contiguous(memory_format=torch.channels_last)
 
     return _apply(input, lambda _: maxima, back, again)
 

@@ -253,3 +253,20 @@ def test_an_accelerated_network_is_transformed_as_the_original(name: str) -> Non
     run = OF_NETWORKS[name]
     expected = run(plain, dict(plain.named_parameters()), images)
     torch.testing.assert_close(run(ours, dict(ours.named_parameters()), images), expected)
+
+
+def test_vmap_over_the_gradients_of_an_accelerated_pooling_in_channels_last() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 2, 3)).double()
+    ours = copy.deepcopy(plain)
+    fastgen.accelerate(ours, verbose=False, channels_last=True)
+    images = torch.randn(2, 3, 10, 10, dtype=torch.float64)
+
+    def second(network: nn.Module) -> Any:
+        leaf = images.clone().requires_grad_()
+        scores = network(leaf).pow(3).sum()
+        (slope,) = torch.autograd.grad(scores, leaf, create_graph=True)
+        along = torch.stack([slope.detach(), slope.detach().cos()])
+        weight = next(network.parameters())
+        return F.vmap(lambda v: torch.autograd.grad(slope, weight, v, retain_graph=True))(along)
+
+    torch.testing.assert_close(second(ours), second(plain))
