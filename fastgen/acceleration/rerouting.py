@@ -17,10 +17,9 @@ import contextlib
 import functools
 import inspect
 import re
-import sysconfig
 import threading
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +34,7 @@ from . import pooling
 from .activations import FUNCTIONS, Call, leaky_relu
 from .classes import Accelerated
 from .epilogues import NOTHING, Epilogue, call_of, is_bare, is_frozen_norm, sees_output, takes
+from .mentions import is_users, mentions
 
 
 class Link(NamedTuple):
@@ -270,11 +270,6 @@ REROUTED: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     torch.Tensor.view: _view,
     torch.Tensor.view_as: _view,
 }
-NAMES = {
-    "relu", "relu_", "leaky_relu", "leaky_relu_", "conv2d", "conv_transpose2d",
-    "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "view",
-}  # fmt: skip
-"""What code must mention for the mode to be of use, if it has no plan."""
 
 
 class Rerouting(TorchFunctionMode):
@@ -400,55 +395,3 @@ def _rerouted(method: FunctionType, *, planned: bool) -> Callable[..., Any]:
             _running.hooks = outside
 
     return run
-
-
-def mentions_rerouted(kind: type[nn.Module]) -> bool:
-    """Whether a method of the class, or a function that it calls by name, mentions something
-    rerouted.
-    """
-    found = [inspect.getattr_static(kind, name) for name in dir(kind)]
-    methods = [getattr(m, "__func__", m) for m in found]  # of static and class methods
-    return any(
-        isinstance(method, FunctionType) and is_users(method.__code__) and mentions(method)
-        for method in methods
-    )
-
-
-def is_users(code: CodeType) -> bool:
-    """Whether code stands outside of torch, of fastgen and of Python's own library."""
-    file = code.co_filename
-    if file.startswith(("<frozen", *_LIBRARIES)):
-        return False
-    return not file.startswith(_PYTHON) or "site-packages" in file
-
-
-_LIBRARIES = (
-    torch.__file__.removesuffix("__init__.py"),
-    __file__.removesuffix("acceleration/rerouting.py"),
-)
-_PYTHON = sysconfig.get_path("stdlib")
-
-
-def mentions(function: FunctionType) -> bool:
-    """Whether a function, or one outside of torch that it names, mentions something rerouted."""
-    waiting, seen = [function], set()
-    while waiting:
-        current = waiting.pop()
-        if current.__code__ in seen:
-            continue
-        seen.add(current.__code__)
-        for code in _nested(current.__code__):
-            if NAMES.intersection(code.co_names):
-                return True
-            named = [current.__globals__.get(name) for name in code.co_names]
-            modules = [found for found in named if isinstance(found, ModuleType)]
-            named += [getattr(m, name, None) for m in modules for name in code.co_names]
-            waiting += [f for f in named if isinstance(f, FunctionType) and is_users(f.__code__)]
-    return False
-
-
-def _nested(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _nested(constant)

@@ -17,9 +17,10 @@ from .classes import original_class, subclass_of
 from .containers import is_sequence
 from .epilogues import ACTIVATES, FOLDS, MAY_BE_OVERWRITTEN, behind
 from .layers import LAYERS
+from .mentions import is_users, mentions, mentions_rerouted
 from .obstacles import is_candidate, obstacle
 from .report import Row
-from .rerouting import Plan, is_users, mentions, mentions_rerouted
+from .rerouting import Plan
 from .tracing import NotTraceable, plan_of
 
 CONTIGUOUS = "it answers in contiguous memory: with it in the model all weights stay as they are"

@@ -34,7 +34,8 @@ from .epilogues import (
     sees_output,
     takes,
 )
-from .rerouting import Link, Plan, is_users
+from .mentions import is_users
+from .rerouting import Link, Plan
 
 JUMPS = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
 

@@ -72,22 +72,11 @@ def conv2d_bias_leaky_relu(
         return call(input, weight, bias)
 
     slope = checks.slope(negative_slope)
+    rest = stride, padding, dilation, groups, slope
     if backends.is_composed(backend, input, weight, bias):
-        return reference.conv2d_bias_leaky_relu(
-            input, weight, bias, stride, padding, dilation, groups, slope
-        )
+        return reference.conv2d_bias_leaky_relu(input, weight, bias, *rest)
     if input.dim() == 3:
-        batched = conv2d_bias_leaky_relu(
-            input.unsqueeze(0),
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            groups,
-            slope,
-            backend=backend,
-        )
+        batched = conv2d_bias_leaky_relu(input.unsqueeze(0), weight, bias, *rest, backend=backend)
         return batched.squeeze(0)
 
     groups = checks.at_least("groups", groups, 1)

@@ -77,32 +77,12 @@ def conv_transpose2d_bias_leaky_relu(
         return call(input, weight, bias)
 
     slope = checks.slope(negative_slope)
+    rest = stride, padding, output_padding, groups, dilation, slope
     if backends.is_composed(backend, input, weight, bias):
-        return reference.conv_transpose2d_bias_leaky_relu(
-            input,
-            weight,
-            bias,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            dilation,
-            slope,
-            tanh=tanh,
-        )
+        return reference.conv_transpose2d_bias_leaky_relu(input, weight, bias, *rest, tanh=tanh)
     if input.dim() == 3:
         batched = conv_transpose2d_bias_leaky_relu(
-            input.unsqueeze(0),
-            weight,
-            bias,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            dilation,
-            slope,
-            tanh=tanh,
-            backend=backend,
+            input.unsqueeze(0), weight, bias, *rest, tanh=tanh, backend=backend
         )
         return batched.squeeze(0)
 

@@ -75,9 +75,15 @@ def slope_of_slopes(function, *tensors: Tensor, order: int) -> Tensor:
     return value
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("name", "shapes", "options"), CASES)
+def every_case(test):
+    """Each operation and its shapes, by each backend in each layout."""
+    layouts = [torch.contiguous_format, torch.channels_last]
+    test = pytest.mark.parametrize(("name", "shapes", "options"), CASES)(test)
+    test = pytest.mark.parametrize("backend", BACKENDS)(test)
+    return pytest.mark.parametrize("layout", layouts, ids=str)(test)
+
+
+@every_case
 def test_gradients_of_gradients_pass_gradcheck(name, shapes, options, backend, layout):
     """The third order by the second, and the fourth by the third."""
     function = partial(getattr(ops, name), backend=backend, **options)
@@ -87,9 +93,7 @@ def test_gradients_of_gradients_pass_gradcheck(name, shapes, options, backend, l
     assert gradgradcheck(second, tensors, fast_mode=True)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("name", "shapes", "options"), CASES)
+@every_case
 def test_the_fourth_order_is_that_of_plain_pytorch(name, shapes, options, backend, layout):
     ours = partial(getattr(ops, name), backend=backend, **options)
     tensors = leaves(name, shapes, layout)
