@@ -167,7 +167,8 @@ template <typename W, typename T>
 void clear_others(const Memory<T>& memory, const Started<W>& started, const Part& part) {
   const std::int64_t size = part.channels * kWinogradPanel;
   for (int phase = 0; phase < W::kPhases; ++phase) {
-    each_point<W>(W::points_down(phase), W::points_right(phase), [&](int p) {
+    const int rows = W::points_from(W::row_of(phase));
+    each_point<W>(rows, W::points_from(W::column_of(phase)), [&](int p) {
       Wide<T>* sums = memory.sums + p * memory.sums_plane + phase * size;
       for (std::int64_t panel = 0; panel < part.panels && !started[p][phase]; ++panel) {
         clear(sums + panel * memory.sums_panel, size);

@@ -275,7 +275,8 @@ template <typename W, typename T>
 void multiply_block(const WinogradShape& shape, const Block<T>& block, const Panel& panel,
                     const Memory<T>& memory, const Element<T>* weight) {
   const std::int64_t* begin = block.begin;
-  const int rows = W::points_down(panel.phase), columns = W::points_right(panel.phase);
+  const int rows = W::points_from(W::row_of(panel.phase));
+  const int columns = W::points_from(W::column_of(panel.phase));
   each_point<W>(rows, columns, [&](int p) {
     // The last point of tiles of three is theirs alone.
     const bool high = W::kMost == 3 && p / W::kSide == rows - 1;

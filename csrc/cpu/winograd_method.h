@@ -183,7 +183,7 @@ FASTGEN_INLINE void every_point(const Do& run) {
   }
 }
 
-// The same for so many rows and columns of points, one call in a loop: for what takes long anyway.
+// The same for so many rows and columns of points of method W, in a loop: for what takes long anyway.
 template <typename W, typename Do>
 inline void each_point(int rows, int columns, const Do& run) {
   for (int i = 0; i < rows; ++i) {
@@ -222,15 +222,9 @@ struct Method {
     const int right = column % kStride, down = row % kStride;
     return down * kStride + (down % 2 == 0 ? kStride - 1 - right : right);
   }
-  // Points of a phase, down and to the right.
-  static constexpr int points_down(int phase) {
-    return (row_of(phase) < kKernel % kStride || kKernel % kStride == 0 ? kMostTaps : kFewestTaps) +
-           kMost - 1;
-  }
-  static constexpr int points_right(int phase) {
-    return (column_of(phase) < kKernel % kStride || kKernel % kStride == 0 ? kMostTaps
-                                                                           : kFewestTaps) +
-           kMost - 1;
+  // Points along a side of a phase that begins at such a row or column: its taps and kMost - 1.
+  static constexpr int points_from(int first) {
+    return (kKernel - first + kStride - 1) / kStride + kMost - 1;
   }
   // The number in the kernel of a phase's first tap.
   static constexpr int first_of(int phase) { return row_of(phase) * kKernel + column_of(phase); }
